@@ -1,0 +1,345 @@
+"""Adapters: a shared and a personal LoRA on one frozen base.
+
+    y = W x + Σ_slot (α/r) B_slot A_slot x
+
+The layers are injected once (PEFT); attaching another user copies numbers into the tensors that are there already.
+Outside an `active` block every adapter is off and the module computes what the bare base computes, so that embeddings
+for selection never depend on what was learned. Deviations from PEFT's own switches: a slot whose B is all zeros adds
+nothing and is skipped, and activating a slot never makes it trainable; only `train_only` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from peft import LoraConfig, LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from client.adapter_store import AdapterStore, Version
+from client.dialogue import Dialogue
+from florilegium.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from client.model import BaseModel, Embedding, Generation, Prompt
+
+__all__ = ["PERSONAL", "SHARED", "AdaptedModel", "AdapterConfig", "AdapterStore", "Version"]
+
+SHARED = "shared"
+PERSONAL = "personal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """The shape of one adapter.
+
+    Attributes:
+        rank: r, the width of the two factors.
+        alpha: α; the update is scaled by α/r, so the scale follows the rank.
+        dropout: share of the adapter's inputs dropped in training.
+        target_modules: "all-linear" (every linear layer but the output head), or names such as ("q_proj", "v_proj").
+        top_layers: adapt only the highest k decoder layers; None adapts all. Enables the trunk cache of fine-tuning.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    top_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"rank must be >= 1, got {self.rank}", "8 is a good start")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"alpha must be > 0, got {self.alpha}", "twice the rank is a good start")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout}", "0.05 is a good start")
+        if self.target_modules != "all-linear" and not self.target_modules:
+            raise ConfigError("target_modules is empty", 'name modules, or say "all-linear"')
+        if self.top_layers is not None and self.top_layers < 1:
+            raise ConfigError(f"top_layers must be >= 1, got {self.top_layers}", "leave it out to adapt all layers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    config: AdapterConfig
+    peft_config: LoraConfig
+    parameters: dict[str, nn.Parameter]  # views of `flat`, keyed as PEFT's files key them
+    flat: Tensor
+
+
+class AdaptedModel:
+    """A base model with adapters in named slots.
+
+    Args:
+        base: the frozen model; its module is wrapped in place until `detach`.
+        config: one shape for all slots, or one for each slot's name.
+        slots: the slots' names; all of them are active in `generate` and the like unless `active` says otherwise.
+        seed: where the first A factors come from.
+
+    Raises:
+        ConfigError: a config is missing, or names modules or layers that the base does not have, or the base has
+            adapters already.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        config: AdapterConfig | Mapping[str, AdapterConfig] | None = None,
+        *,
+        slots: Sequence[str] = (SHARED, PERSONAL),
+        seed: int = 0,
+    ) -> None:
+        self.base = base
+        self._selected: tuple[str, ...] | None = None
+        self._trained: str | None = None
+        config = config or AdapterConfig()
+        configs = {slot: config if isinstance(config, AdapterConfig) else _config_of(slot, config) for slot in slots}
+        self._tuner = _inject(base.module, {slot: _peft_config(base.module, item) for slot, item in configs.items()})
+        self._layers = [layer for layer in base.module.modules() if isinstance(layer, BaseTunerLayer)]
+        self._slots = {slot: _flatten(self._tuner, slot, item) for slot, item in configs.items()}
+        for slot in slots:
+            self.reset(slot, seed)
+        self._apply()
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots' names."""
+        return tuple(self._slots)
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped transformers module."""
+        return self.base.module
+
+    def config(self, slot: str) -> AdapterConfig:
+        """Return the shape of `slot`."""
+        return self._slot(slot).config
+
+    def peft_config(self, slot: str) -> LoraConfig:
+        """Return PEFT's configuration of `slot`, as `PeftModel.from_pretrained` reads it."""
+        return self._slot(slot).peft_config
+
+    def parameters(self, slot: str) -> Mapping[str, nn.Parameter]:
+        """Return the slot's live parameters by PEFT's file keys; each is a view of `flat`."""
+        return self._slot(slot).parameters
+
+    def flat(self, slot: str) -> Tensor:
+        """Return the memory behind all parameters of `slot`, shape `(parameters,)`, float32."""
+        return self._slot(slot).flat
+
+    def is_blank(self, slot: str) -> bool:
+        """Whether the slot adds nothing, because every B is zero."""
+        parameters = self._slot(slot).parameters
+        return not any(bool(tensor.detach().any()) for key, tensor in parameters.items() if ".lora_B." in key)
+
+    def state(self, slot: str) -> dict[str, Tensor]:
+        """Return a copy of the slot's tensors, keyed as PEFT's files key them (no adapter name inside)."""
+        return {key: tensor.detach().clone() for key, tensor in self._slot(slot).parameters.items()}
+
+    @torch.no_grad()
+    def load_state(self, slot: str, state: Mapping[str, Tensor]) -> None:
+        """Copy `state` into the slot, or change nothing.
+
+        Raises:
+            InputError: a key is missing or unknown, or a tensor's shape, type or values are wrong.
+        """
+        own = self._slot(slot)
+        _require_keys(slot, own.parameters.keys(), state.keys())
+        for key, parameter in own.parameters.items():
+            tensor = state[key]
+            if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+                found, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, parameter))
+                raise InputError(f"adapter tensor {key!r} is {found}, the {slot} slot holds {wanted}", _SAME_SHAPE)
+        joined = torch.cat([state[key].reshape(-1).to(own.flat.device) for key in own.parameters])
+        if not bool(joined.isfinite().all()):
+            key = next(key for key in own.parameters if not bool(state[key].isfinite().all()))
+            raise InputError(f"adapter tensor {key!r} holds values that are not finite", "load another version")
+        own.flat.copy_(joined)
+        self._apply()
+
+    @torch.no_grad()
+    def reset(self, slot: str, seed: int) -> None:
+        """Start the slot anew: A uniform in ±1/√inputs from a generator of its own, B zero."""
+        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+        for key, parameter in self._slot(slot).parameters.items():
+            if ".lora_A." in key:
+                bound = 1.0 / math.sqrt(parameter.shape[1])
+                draw = torch.rand(parameter.shape, generator=generator)
+                parameter.copy_(draw.mul_(2 * bound).sub_(bound))
+            else:
+                parameter.zero_()
+        self._apply()
+
+    @contextmanager
+    def active(self, *slots: str) -> Iterator[None]:
+        """Switch exactly `slots` on within the block (none: the bare base); blocks nest."""
+        for slot in slots:
+            self._slot(slot)
+        before = self._selected
+        self._selected = tuple(slot for slot in self._slots if slot in slots)
+        self._apply()
+        try:
+            yield
+        finally:
+            self._selected = before
+            self._apply()
+
+    def train_only(self, slot: str | None) -> None:
+        """Let gradients reach the parameters of `slot` and of nothing else; None freezes all."""
+        if slot is not None:
+            self._slot(slot)
+        self._trained = slot
+        self._apply()
+
+    def detach(self) -> BaseModel:
+        """Take the adapters out and return the base, bitwise as it was."""
+        self._tuner.unload()
+        return self.base
+
+    def prompt_ids(
+        self, question: str, *, shots: Sequence[tuple[str, str]] = (), system: str | None = None
+    ) -> list[int]:
+        """Return the prompt's tokens, as the base makes them."""
+        return self.base.prompt_ids(question, shots=shots, system=system)
+
+    def example_ids(self, question: str, response: str) -> tuple[list[int], int]:
+        """Return a training row's tokens and its number of unsupervised leading ones, as the base makes them."""
+        return self.base.example_ids(question, response)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int] | Prompt],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Generation]:
+        """Generate with the active adapters (all slots outside an `active` block); see `BaseModel.generate`."""
+        with self._serving():
+            return self.base.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+
+    def respond(
+        self,
+        questions: Sequence[str],
+        *,
+        shots: Sequence[Sequence[tuple[str, str]]] | None = None,
+        max_new_tokens: int = 64,
+        embed: bool = True,
+    ) -> list[Generation]:
+        """Answer with the active adapters, as `generate` does; the embeddings are the bare base's."""
+        with self._serving():
+            answers = self.base.respond(questions, shots=shots, max_new_tokens=max_new_tokens, embed=False)
+        if not embed:
+            return answers
+        pairs = zip(questions, answers, strict=True)
+        embeddings = self.embed([Dialogue(question=question, response=answer.text) for question, answer in pairs])
+        return [replace(answer, embedding=item) for answer, item in zip(answers, embeddings, strict=True)]
+
+    def embed(self, dialogues: Sequence[Dialogue]) -> list[Embedding]:
+        """Embed with the bare base, whatever is active."""
+        with self.active():
+            return self.base.embed(dialogues)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        with self.active(*(self._slots if self._selected is None else self._selected)):
+            yield
+
+    def _slot(self, slot: str) -> _Slot:
+        if slot not in self._slots:
+            raise ConfigError(f"there is no adapter slot {slot!r}", f"the slots are: {', '.join(self._slots)}")
+        return self._slots[slot]
+
+    def _apply(self) -> None:
+        names = [slot for slot in self._selected or () if slot == self._trained or not self.is_blank(slot)]
+        for layer in self._layers:
+            layer.enable_adapters(bool(names))
+            layer.set_adapter(names, inference_mode=True)  # enabling made them trainable again
+        for slot, own in self._slots.items():
+            for parameter in own.parameters.values():
+                parameter.requires_grad_(slot == self._trained)
+
+
+_SAME_SHAPE = "load an adapter made for this base with the same rank, targets and layers"
+
+
+def _config_of(slot: str, configs: Mapping[str, AdapterConfig]) -> AdapterConfig:
+    if slot not in configs:
+        raise ConfigError(f"slot {slot!r} has no adapter config", "give one config for all slots, or one for each")
+    return configs[slot]
+
+
+def _peft_config(module: nn.Module, config: AdapterConfig) -> LoraConfig:
+    layers = None
+    if config.top_layers is not None:
+        depth = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        if config.top_layers > depth:
+            raise ConfigError(f"top_layers is {config.top_layers}, the base has {depth} layers", f"use 1 to {depth}")
+        layers = list(range(depth - config.top_layers, depth))
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank, and takes any number
+        lora_dropout=config.dropout,
+        target_modules=_target_names(module) if config.target_modules == "all-linear" else list(config.target_modules),
+        layers_to_transform=layers,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in module.modules()),
+    )
+
+
+def _target_names(module: nn.Module) -> list[str]:
+    """Name every linear layer that sits in a numbered decoder layer; the output head does not."""
+    linear = (name for name, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D))
+    return sorted({name.rpartition(".")[2] for name in linear if any(word.isdigit() for word in name.split("."))})
+
+
+def _inject(module: nn.Module, configs: Mapping[str, LoraConfig]) -> LoraModel:
+    if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
+        raise ConfigError("the base model has adapters already", "share that AdaptedModel, or detach it first")
+    tuner: LoraModel | None = None
+    try:
+        with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator; `reset` replaces the draws
+            for slot, config in configs.items():
+                if tuner is None:
+                    tuner = LoraModel(module, {slot: config}, slot)
+                else:
+                    tuner.peft_config[slot] = config
+                    tuner.inject_adapter(module, slot)
+    except ValueError as error:
+        if tuner is not None:
+            tuner.unload()
+        raise ConfigError(f"the adapter does not fit the base: {error}", "name modules that the base has") from None
+    if tuner is None:
+        raise ConfigError("slots is empty", "name at least one slot")
+    module.eval()  # PEFT's dropout layers are born in training mode
+    return tuner
+
+
+def _flatten(tuner: LoraModel, slot: str, config: AdapterConfig) -> _Slot:
+    mark = f".{slot}."
+    named = {f"base_model.{name.replace(mark, '.')}": p for name, p in tuner.named_parameters() if mark in name}
+    flat = torch.cat([parameter.detach().reshape(-1).float() for parameter in named.values()])
+    start = 0
+    for parameter in named.values():
+        end = start + parameter.numel()
+        parameter.data = flat[start:end].view(parameter.shape)
+        start = end
+    return _Slot(config=config, peft_config=cast(LoraConfig, tuner.peft_config[slot]), parameters=named, flat=flat)
+
+
+def _require_keys(slot: str, own: Iterable[str], given: Iterable[str]) -> None:
+    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing or unknown:
+        which, key = ("lacks", missing[0]) if missing else ("has the unknown", unknown[0])
+        count = len(missing) + len(unknown)
+        raise InputError(f"the state for slot {slot!r} {which} tensor {key!r} ({count} keys differ)", _SAME_SHAPE)

@@ -1,0 +1,9 @@
+"""Fine-tuning of one adapter slot: packed, memory-bounded, resumable to the bit.
+
+`finetune` is the whole interface; each file beside it holds one idea of how.
+"""
+
+from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
+from client.finetuning.loop import finetune
+
+__all__ = ["FineTuneConfig", "FineTuneReport", "Progress", "finetune"]

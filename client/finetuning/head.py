@@ -1,0 +1,93 @@
+"""The loss, with the vocabulary projected only where a token is supervised, and a few rows at a time.
+
+For a chunk of supervised positions the logits, their softmax and the gradient of the hidden states are computed in the
+forward pass and the logits are dropped at once: never more than `chunk × vocabulary` of them exist, and each is
+computed once. The output head must be frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["output_head", "weighted_nll"]
+
+Head = Callable[[Tensor], Tensor]
+
+
+def output_head(module: nn.Module) -> Head:
+    """Return the function from final hidden states to logits, with the scaling that some architectures add."""
+    projection: nn.Module = module.get_output_embeddings()  # type: ignore[operator]
+    config: Any = module.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    factor = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = projection(hidden)
+        if factor != 1.0:  # Cohere multiplies, Granite divides
+            logits = logits * factor
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    return head
+
+
+class _WeightedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor, head: Head, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = torch.empty(len(targets), device=hidden.device)
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            part_grad = _chunk(hidden[part], targets[part], weights[part], head, losses[part], grad is not None)
+            if grad is not None and part_grad is not None:
+                grad[part] = part_grad
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(losses)
+        return losses @ weights, losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad.mul_(grad_loss.to(grad.dtype)), None, None, None, None
+
+
+def _chunk(
+    hidden: Tensor, targets: Tensor, weights: Tensor, head: Head, losses: Tensor, needs_grad: bool
+) -> Tensor | None:
+    leaf = hidden.detach().requires_grad_(needs_grad)
+    with torch.set_grad_enabled(needs_grad):
+        logits = head(leaf)
+    scores = torch.log_softmax(logits.detach(), -1, dtype=torch.float32)
+    column = targets[:, None]
+    losses.copy_(scores.gather(1, column)[:, 0].neg_())
+    if not needs_grad:
+        return None
+    slope = scores.exp_()
+    slope.scatter_add_(1, column, slope.new_full((1, 1), -1.0).expand(len(targets), 1))
+    slope.mul_(weights[:, None])
+    return torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0]
+
+
+def weighted_nll(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head, *, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return Σ w · nll, differentiable in `hidden` once, and each token's nll.
+
+    Args:
+        hidden: `(scored, hidden)`, final states of the positions whose next token is supervised.
+        targets: `(scored,)`, those tokens.
+        weights: `(scored,)` float32.
+        head: from hidden states to logits.
+        chunk: rows whose logits exist at one time.
+
+    Returns:
+        A scalar, and `(scored,)` float32 in nats.
+    """
+    loss, losses = _WeightedNll.apply(  # type: ignore[no-untyped-call]
+        hidden, targets, weights, head, chunk
+    )
+    return loss, losses

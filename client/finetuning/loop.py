@@ -1,0 +1,291 @@
+"""finetune: train one slot's adapter on a set of examples.
+
+The result is a function of (the slot's start, the set of examples, the configuration, the plan, the machine's
+arithmetic): not of the examples' order, and not of how often the run was interrupted. Training without an example gives
+bit for bit what it would have given had the example never been there. On any failure the adapter is as before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from client.dialogue import Example, derive_id
+from client.finetuning.batching import Batch, Row, epoch_batches, make_rows, micro_batches, pack, steps_per_epoch
+from client.finetuning.checkpoint import Checkpoint, discard_checkpoint, read_checkpoint, write_checkpoint
+from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
+from client.finetuning.head import weighted_nll
+from client.finetuning.interrupt import InterruptGate
+from client.finetuning.memory import PeakMeter, make_plan
+from client.finetuning.network import Network, recomputed_activations, training_network
+from client.finetuning.optimizer import AdamW, learning_rate
+from client.finetuning.plan import Plan
+from client.finetuning.precision import base_dtype, resolve_precision
+from client.finetuning.trunk import TrunkCache
+
+if TYPE_CHECKING:
+    from client.adapters import AdaptedModel
+
+__all__ = ["finetune"]
+
+_PERSONAL = "personal"
+
+
+def finetune(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    *,
+    slot: str = _PERSONAL,
+    config: FineTuneConfig | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> FineTuneReport:
+    """Train `slot` on the examples' responses, the other slots active and frozen beside it.
+
+    Args:
+        model: the base with its adapters; nothing else may use it meanwhile.
+        examples: what to learn; their order is of no account.
+        slot: the adapter to train, from the state it is in.
+        config: how; the defaults if None.
+        checkpoint: a file to save the state in now and then and when interrupted. A later call for the same work goes
+            on from there, to the same result bit for bit. It is deleted at the end.
+        progress: called after each step.
+
+    Returns:
+        What was done. If the loss or the gradient was not finite, `stopped` says so and the adapter is as before.
+
+    Raises:
+        InputError: the examples cannot be used.
+        MemoryBudgetError: the work does not fit `config.memory_mb`.
+        StorageError: a checkpoint cannot be written or read.
+        KeyboardInterrupt: Ctrl-C; the state is in the checkpoint, the adapter is as before.
+    """
+    began = time.monotonic()
+    config = config or FineTuneConfig()
+    rows = make_rows(model, examples)
+    start = model.flat(slot).clone()
+    kept = False
+    try:
+        with PeakMeter(model.flat(slot).device) as meter, InterruptGate() as gate:
+            with _prepared(model, slot, rows, config, checkpoint) as run:
+                stopped = _train(run, gate, checkpoint, progress)
+            gate.check()
+            kept = not stopped
+            if checkpoint is not None:
+                discard_checkpoint(checkpoint)
+    finally:
+        if not kept:
+            model.flat(slot).copy_(start)
+    return run.report(time.monotonic() - began, meter.peak_bytes, stopped)
+
+
+@contextmanager
+def _prepared(
+    model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig, checkpoint: Path | None
+) -> Iterator[_Run]:
+    dtype = resolve_precision(config.dtype, base_dtype(model.module.parameters()), model.flat(slot).device)
+    work = _fingerprint(model, slot, rows, config, dtype)
+    saved = read_checkpoint(checkpoint, work) if checkpoint is not None else None
+    with ExitStack() as stack:
+        network = stack.enter_context(training_network(model, slot, dtype))
+        plan = make_plan(network, rows, config, parameters=model.flat(slot).numel())
+        if saved is not None:
+            plan = plan.resumed(saved.notes)
+        if plan.recompute:
+            stack.enter_context(recomputed_activations(network))
+        gradient = stack.enter_context(_flat_gradient(model, slot))
+        yield _Run(network, plan, rows, config, model.flat(slot), gradient, work, saved)
+
+
+@contextmanager
+def _flat_gradient(model: AdaptedModel, slot: str) -> Iterator[Tensor]:
+    """Give the slot's parameters one piece of memory to collect their gradients in."""
+    gradient = torch.zeros_like(model.flat(slot))
+    start = 0
+    parameters = model.parameters(slot).values()
+    for parameter in parameters:
+        parameter.grad = gradient[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+    try:
+        yield gradient
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _fingerprint(
+    model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig, dtype: torch.dtype
+) -> str:
+    settings = replace(config, checkpoint_steps=1)  # when it is saved changes nothing
+    states = [hashlib.blake2b(model.flat(name).cpu().numpy().tobytes()).hexdigest() for name in model.slots]
+    shapes = [repr(model.config(name)) for name in model.slots]
+    content = [f"{row.example_id}:{row.start}:{row.ids}" for row in rows]
+    return derive_id("finetune", model.base.name, slot, repr(settings), str(dtype), *shapes, *states, *content)
+
+
+def _train(run: _Run, gate: InterruptGate, checkpoint: Path | None, progress: Callable[[Progress], None] | None) -> str:
+    began, before = time.monotonic(), run.tally.tokens
+    try:
+        for batch in run.remaining():
+            if stopped := run.advance(batch, gate):
+                return stopped
+            if checkpoint is not None and run.step % run.config.checkpoint_steps == 0 and run.step < run.steps:
+                write_checkpoint(checkpoint, run.state())
+            if progress is not None:
+                progress(run.progress(time.monotonic() - began, before))
+    except KeyboardInterrupt:
+        if checkpoint is not None and run.is_whole:
+            write_checkpoint(checkpoint, run.state())
+        raise
+    return ""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the report counts; it travels with the checkpoint."""
+
+    rows: int = 0
+    tokens: int = 0
+    loss_first: float = math.nan
+    loss_last: float = math.nan
+
+
+class _Run:
+    """One fine-tuning on its way: where it is, and how it takes a step."""
+
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        rows: Sequence[Row],
+        config: FineTuneConfig,
+        parameters: Tensor,
+        gradient: Tensor,
+        work: str,
+        saved: Checkpoint | None,
+    ) -> None:
+        self.network, self.plan, self.rows, self.config = network, plan, rows, config
+        self.parameters, self.gradient, self.work = parameters, gradient, work
+        self.optimizer = AdamW(parameters, weight_decay=config.weight_decay)
+        self.per_epoch = steps_per_epoch(len(rows), config.batch_size)
+        self.steps = self.per_epoch * config.epochs
+        if config.max_steps is not None:
+            self.steps = min(self.steps, config.max_steps)
+        self.step = self.resumed_step = 0
+        self.is_whole = True
+        self.tally = _Tally()
+        if saved is not None:
+            self._restore(saved)
+        self.cache: TrunkCache | None = None
+        if plan.cache_bytes:
+            self.cache = TrunkCache(network, rows, max_bytes=plan.cache_bytes, micro_tokens=plan.micro_tokens)
+
+    def remaining(self) -> Iterator[Batch]:
+        """Iterate over the batches of the steps still to do."""
+        while self.step < self.steps:
+            epoch, done = divmod(self.step, self.per_epoch)
+            batches = epoch_batches(self.rows, seed=self.config.seed, epoch=epoch, batch_size=self.config.batch_size)
+            yield from islice(batches, done, done + self.steps - self.step)
+
+    def advance(self, batch: Batch, gate: InterruptGate) -> str:
+        """Take one step; return why it could not be taken, if so."""
+        loss = self._backward(batch, gate)
+        norm = float(self.gradient.norm())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            return f"the {what} was not finite at step {self.step + 1} of {self.steps}; lower the learning rate"
+        bound = self.config.clip_norm
+        if bound is not None and norm > bound:
+            self.gradient.mul_(bound / norm)
+        self.is_whole = False
+        self.optimizer.step(self.gradient, learning_rate(self.config, self.step, self.steps))
+        self._count(batch, loss)
+        self.is_whole = True
+        return ""
+
+    def _backward(self, batch: Batch, gate: InterruptGate) -> float:
+        """Collect the gradient of the batch's loss and return the loss."""
+        self.gradient.zero_()
+        total = 0.0
+        for run in micro_batches(batch.rows, max_tokens=self.plan.micro_tokens, packing=self.network.packs):
+            gate.check()
+            packed = pack(run, self.network.device)
+            entering = self.cache.entering(packed) if self.cache is not None else None
+            seeds = packed.seeds(self.config.seed, batch.epoch)
+            hidden = self.network.hidden(packed, seeds=seeds, entering=entering)
+            weights = packed.token_weights(batch, self.config.normalization)
+            loss, _ = weighted_nll(
+                hidden[packed.scored], packed.targets, weights, self.network.head, chunk=self.plan.head_rows
+            )
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return total
+
+    def _count(self, batch: Batch, loss: float) -> None:
+        if self.step == 0:
+            self.tally.loss_first = loss
+        self.tally.loss_last = loss
+        self.tally.rows += len(batch.rows)
+        self.tally.tokens += sum(row.length for row in batch.rows)
+        self.step += 1
+
+    def state(self) -> Checkpoint:
+        """Return everything a later call needs to go on from here."""
+        tensors = {"parameters": self.parameters, "mean": self.optimizer.mean, "square": self.optimizer.square}
+        notes = asdict(self.tally) | asdict(self.plan)
+        return Checkpoint(fingerprint=self.work, step=self.step, tensors=tensors, notes=notes)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        own = {"parameters": self.parameters, "mean": self.optimizer.mean, "square": self.optimizer.square}
+        for name, tensor in own.items():
+            tensor.copy_(saved.tensors[name])
+        self.step = self.resumed_step = self.optimizer.steps = saved.step
+        for item in fields(_Tally):
+            setattr(self.tally, item.name, saved.notes[item.name])
+
+    def progress(self, seconds: float, tokens_before: int) -> Progress:
+        """Return where the run is, `seconds` after this call's first step began."""
+        done = self.step - self.resumed_step
+        return Progress(
+            step=self.step,
+            steps=self.steps,
+            loss=self.tally.loss_last,
+            tokens_per_second=(self.tally.tokens - tokens_before) / max(seconds, 1e-9),
+            eta_seconds=seconds / done * (self.steps - self.step),
+        )
+
+    def report(self, seconds: float, peak_bytes: int, stopped: str) -> FineTuneReport:
+        """Return what was done."""
+        return FineTuneReport(
+            steps=self.step,
+            rows=self.tally.rows,
+            tokens=self.tally.tokens,
+            loss_first=self.tally.loss_first,
+            loss_last=self.tally.loss_last,
+            seconds=seconds,
+            peak_bytes=peak_bytes,
+            planned_bytes=self.plan.peak_bytes,
+            choices=self._choices(),
+            resumed_step=self.resumed_step,
+            stopped=stopped,
+        )
+
+    def _choices(self) -> dict[str, str | int | bool]:
+        return {
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            "micro_tokens": self.plan.micro_tokens,
+            "head_rows": self.plan.head_rows,
+            "gradient_checkpointing": self.plan.recompute,
+            "cached_rows": len(self.cache) if self.cache is not None else 0,
+            "packed": self.network.packs,
+        }

@@ -1,0 +1,184 @@
+"""The model as fine-tuning sees it: hidden states of packed rows, split below the first trained layer.
+
+Everything that a slot's training changes about the wrapped module (which adapters are on, fused LoRA layers, packed
+attention, the weights' precision, recomputed activations) is set up by `training_network` and undone when its block
+ends, by whatever exception. The module stays in evaluation mode: LoRA dropout is ours, and the base has none to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from client.finetuning.attention import packed_attention
+from client.finetuning.batching import Pack, Row, pack
+from client.finetuning.dropout import DropoutSource
+from client.finetuning.head import Head, output_head
+from client.finetuning.lora import trainable_layers
+from client.finetuning.precision import weights_in
+
+if TYPE_CHECKING:
+    from client.adapters import AdaptedModel
+
+__all__ = ["Network", "training_network"]
+
+_PROBE_LENGTHS = (7, 5)
+_PACKING_TOLERANCE = 0.05  # relative; bfloat16 noise is below 0.02, a row that sees its neighbour is far above
+
+
+class _ReachedTopError(Exception):
+    """Ends a forward pass at the first trained layer."""
+
+
+class Network:
+    """Hidden states of packed rows, with the gradient of one slot's parameters.
+
+    Attributes:
+        head: from final hidden states to logits.
+        device: where the module is.
+        dtype: of the activations.
+        width: of the hidden states.
+        depth: number of decoder layers below the first trained one; their output can be cached.
+        packs: whether rows can share a forward pass; where they cannot, `Pack`s must hold one row.
+    """
+
+    def __init__(self, model: AdaptedModel, slot: str, dtype: torch.dtype) -> None:
+        module: Any = model.module
+        self.module = module
+        self.head: Head = output_head(module)
+        self.device: torch.device = model.flat(slot).device
+        self.dtype = dtype
+        self.width = int(module.get_input_embeddings().weight.shape[1])
+        self.dropout = DropoutSource(model.config(slot).dropout)
+        self.layers = _decoder_layers(module)
+        self.depth = _first_trained(self.layers)
+        self.packs = bool(module._can_set_attn_implementation())
+
+    def hidden(self, packed: Pack, *, seeds: Sequence[int] | None = None, entering: Tensor | None = None) -> Tensor:
+        """Return the final hidden states, `(tokens, hidden)`.
+
+        Args:
+            packed: the rows.
+            seeds: one dropout seed for each row; None computes without dropout.
+            entering: the hidden states entering the first trained layer, if they are known, `(tokens, hidden)`.
+        """
+        self.dropout.begin(seeds or (), packed.lengths if seeds else ())
+        with _starting_at(self.layers, self.depth if entering is not None else 0, entering):
+            hidden = self._forward(packed)
+        self.dropout.forget_input()  # the seeds stay: the backward pass may compute layers again
+        return hidden
+
+    @torch.no_grad()
+    def trunk(self, packed: Pack) -> Tensor:
+        """Return the hidden states entering the first trained layer, `(tokens, hidden)`."""
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            caught.append(args[0] if args else kwargs["hidden_states"])
+            raise _ReachedTopError
+
+        handle = self.layers[self.depth].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self._forward(packed)
+        except _ReachedTopError:
+            return caught[0][0]
+        finally:
+            handle.remove()
+        raise AssertionError("the forward pass did not enter the first trained layer")
+
+    def _forward(self, packed: Pack) -> Tensor:
+        extra: dict[str, object] = {"segments": packed.lengths} if self.packs else {}
+        output = self.module.get_decoder()(
+            input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, **extra
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden[0]
+
+    @torch.no_grad()
+    def keeps_rows_apart(self) -> bool:
+        """Whether packing two rows gives what each gives alone (it does not where layers carry a state along)."""
+        rows = [Row("", tuple(range(1, length + 2)), 1) for length in _PROBE_LENGTHS]
+        together = self.hidden(pack(rows, self.device)).float()
+        alone = torch.cat([self.hidden(pack([row], self.device)) for row in rows]).float()
+        return bool((together - alone).norm() <= _PACKING_TOLERANCE * alone.norm())
+
+
+@contextmanager
+def training_network(model: AdaptedModel, slot: str, dtype: torch.dtype) -> Iterator[Network]:
+    """Prepare the model for training `slot`, every other slot active and frozen beside it.
+
+    Inside the block the module must not be used for anything else.
+    """
+    others = [name for name in model.slots if name != slot and not model.is_blank(name)]
+    with ExitStack() as stack:
+        stack.enter_context(model.active(slot, *others))
+        model.train_only(slot)
+        stack.callback(model.train_only, None)
+        network = Network(model, slot, dtype)
+        own = {id(parameter) for name in model.slots for parameter in model.parameters(name).values()}
+        stack.enter_context(weights_in(dtype, [p for p in model.module.parameters() if id(p) not in own]))
+        stack.enter_context(trainable_layers(model.module, slot, others, network.dropout))
+        with ExitStack() as trial:
+            if network.packs:
+                trial.enter_context(packed_attention(network.module))
+                network.packs = network.keeps_rows_apart()
+            if network.packs:
+                stack.push(trial.pop_all())
+        yield network
+
+
+@contextmanager
+def recomputed_activations(network: Network) -> Iterator[None]:
+    """Keep only what enters each decoder layer, and compute the rest again in the backward pass."""
+    with ExitStack() as stack:
+        for layer in network.layers[network.depth :]:
+            inner = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = inner
+            stack.callback(delattr, layer, "forward")
+        yield
+
+
+def _decoder_layers(module: nn.Module) -> list[nn.Module]:
+    config: Any = module.config
+    depth = config.get_text_config().num_hidden_layers
+    decoder: nn.Module = module.get_decoder()  # type: ignore[operator]
+    return next(list(part) for part in decoder.children() if isinstance(part, nn.ModuleList) and len(part) == depth)
+
+
+def _first_trained(layers: Sequence[nn.Module]) -> int:
+    trained = (any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers)
+    return next((number for number, is_trained in enumerate(trained) if is_trained), 0)
+
+
+@contextmanager
+def _starting_at(layers: Sequence[nn.Module], first: int, entering: Tensor | None) -> Iterator[None]:
+    """Skip the layers below `first`, and hand `entering` to it."""
+    with ExitStack() as stack:
+        if entering is not None:
+            for layer in layers[:first]:
+                layer.forward = _pass_through
+                stack.callback(delattr, layer, "forward")
+            handle = layers[first].register_forward_pre_hook(_replacing(entering[None]), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+    return hidden_states
+
+
+def _replacing(entering: Tensor) -> Callable[..., tuple[tuple[object, ...], dict[str, object]]]:
+    def replace(
+        _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        if args:
+            return (entering, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": entering}
+
+    return replace

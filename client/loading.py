@@ -1,0 +1,173 @@
+"""Find a base model, load it frozen, and say in one line what is wrong if that fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from florilegium.errors import ConfigError, ModelError
+
+__all__ = ["SEEDLING", "DType", "Quantization", "load_parts", "locate"]
+
+SEEDLING: Final = "seedling"
+DType = Literal["auto", "float32", "bfloat16"]
+Quantization = Literal["int8", "int4"]
+
+_FLOAT32_LIMIT_BYTES: Final = 4 * 2**30
+
+
+def locate(name_or_path: str) -> str:
+    """Return the folder of a model, or its Hub name.
+
+    "seedling" is the folder that the environment variable FLORILEGIUM_SEEDLING names, or the one installed with the
+    package. An existing folder is taken as it is. Everything else is a Hub name if it looks like one.
+
+    Raises:
+        ModelError: there is no such folder, or it holds no model.
+    """
+    if name_or_path == SEEDLING:
+        return str(_checked(_seedling(), "set FLORILEGIUM_SEEDLING to the built-in model's folder, or install again"))
+    path = Path(name_or_path).expanduser()
+    looks_local = name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path
+    if path.is_dir() or looks_local or not name_or_path.strip():
+        return str(_checked(path, "give a folder with config.json, *.safetensors and tokenizer.json"))
+    return name_or_path
+
+
+def _seedling() -> Path:
+    named = os.environ.get("FLORILEGIUM_SEEDLING")
+    if named:
+        return Path(named).expanduser()
+    package = importlib.util.find_spec("florilegium")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / SEEDLING
+
+
+def _checked(folder: Path, remedy: str) -> Path:
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {str(folder)!r}", remedy)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the model folder {str(folder)!r} has no config.json", remedy)
+    return folder
+
+
+def load_parts(
+    source: str, dtype: DType, quantization: Quantization | None, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal model, frozen and in evaluation mode, and its tokenizer.
+
+    Args:
+        source: what `locate` returned.
+        dtype: "auto" is bfloat16 on an accelerator; on a CPU float32, or bfloat16 where float32 weights would take
+            more than 4 GiB.
+        quantization: weights of the linear layers as integers of so many bits, or None.
+        device: where the model goes.
+
+    Raises:
+        ModelError: the folder or the name holds no causal model that can be loaded whole.
+        ConfigError: quantization is asked for and its library is not installed.
+    """
+    with _quiet():
+        config = _load_config(source)
+        if config.is_encoder_decoder:
+            raise ModelError(
+                f"model {source!r} is an encoder-decoder ({config.model_type})", "use a decoder-only causal model"
+            )
+        module = _load_module(source)
+        tokenizer = _load_tokenizer(source)
+    module = module.to(_resolve(dtype, module, device))
+    module.requires_grad_(requires_grad=False).eval()
+    if quantization is not None:
+        _quantize(module, quantization)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return module.to(device), tokenizer
+
+
+def _load_config(source: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        if Path(source).is_dir():
+            raise ModelError(
+                f"{source}/config.json describes no model that Transformers knows ({_line(error)})", "use another model"
+            ) from None
+        raise ModelError(
+            f"model {source!r} is no local folder and did not come from the Hugging Face Hub ({type(error).__name__})",
+            "check the name and the network, or download the model and give its folder",
+        ) from None
+
+
+def _load_module(source: str) -> PreTrainedModel:
+    try:
+        module, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # the libraries below raise a dozen kinds, some of them bare Exceptions
+        raise ModelError(
+            f"the weights of model {source!r} cannot be loaded ({_line(error)})",
+            "the files may be damaged or the architecture unsupported: fetch them again or use another model",
+        ) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"the weights of model {source!r} lack {len(missing)} tensors, such as {missing[0]!r}",
+            "use the checkpoint of a causal language model",
+        )
+    return module
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of model {source!r} cannot be loaded ({_line(error)})", "its folder needs a tokenizer.json"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
+
+
+def _resolve(dtype: DType, module: PreTrainedModel, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return torch.float32 if dtype == "float32" else torch.bfloat16
+    large = 4 * sum(parameter.numel() for parameter in module.parameters()) > _FLOAT32_LIMIT_BYTES
+    return torch.bfloat16 if large or device.type != "cpu" else torch.float32
+
+
+def _quantize(module: PreTrainedModel, quantization: Quantization) -> None:
+    raise ConfigError(f"quantization {quantization!r} is not there yet")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Transformers from drawing bars and printing reports while a model loads."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,191 @@
+"""The buffered sets as arrays: everything a policy compares a newcomer with, kept in step with the buffer.
+
+Row r is bin r, in memory as in the file, so that a reopened buffer sees the same order. For every set two things are
+kept current as the buffer changes, at O(sets · hidden) per change: the sum of its cosines to the sets of its domain,
+which gives its IDD against the buffer as it is now, and its nearest neighbour over all domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.selection.metrics import Vector
+from client.selection.policy import Scored
+
+__all__ = ["Held"]
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+_BLOCK_ROWS: Final = 256
+# Cosines closer than this are a tie: float32 rounding. Ties go to the last row, which keeps a run of equal sets from
+# having one common neighbour, whose removal would cost a search for each of them.
+_TIE: Final = 1e-6
+
+
+class Held:
+    """Index over the held sets of one buffer.
+
+    Args:
+        capacity: how many sets the buffer can hold.
+        seen: how many newcomers were decided before the next one.
+    """
+
+    def __init__(self, capacity: int, *, seen: int = 0) -> None:
+        self.capacity = capacity
+        self.seen = seen
+        self.ids: list[str] = []
+        self._codes_by_domain: dict[str, int] = {}
+        self._vectors: Vector = np.empty((0, 0), np.float32)
+        self._numbers: dict[str, Floats] = {name: np.zeros(capacity) for name in ("eoe", "dss", "sum", "near")}
+        self._codes: Ints = np.zeros(capacity, np.int64)
+        self._arrived: Ints = np.zeros(capacity, np.int64)
+        self._nearest: Ints = np.full(capacity, -1, np.int64)
+        self._last_cosines: tuple[Vector, Vector] | None = None
+
+    @classmethod
+    def build(cls, capacity: int, sets: Iterable[tuple[Scored, int]], *, seen: int = 0) -> Held:
+        """Index many sets, each with the number of its arrival, in the order of their bins."""
+        held = cls(capacity, seen=seen)
+        for scored, arrived in sets:
+            held.ids.append(scored.dialogue_id)
+            held._write(len(held) - 1, scored, arrived)
+        held._scan(np.arange(len(held)))
+        return held
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a bin is free."""
+        return len(self) < self.capacity
+
+    @property
+    def hidden_size(self) -> int | None:
+        """The length of the held vectors; None while there are none."""
+        return self._vectors.shape[1] if self.ids else None
+
+    @property
+    def vectors(self) -> Vector:
+        """Unit vectors, (sets, hidden)."""
+        return self._vectors[: len(self)]
+
+    @property
+    def eoe(self) -> Floats:
+        """Entropies of embedding, (sets,)."""
+        return self._numbers["eoe"][: len(self)]
+
+    @property
+    def dss(self) -> Floats:
+        """Domain specific scores, (sets,)."""
+        return self._numbers["dss"][: len(self)]
+
+    @property
+    def idd(self) -> Floats:
+        """In-domain dissimilarities against the buffer as it is now, (sets,); 1 for the only set of a domain."""
+        codes = self._codes[: len(self)]
+        others = np.bincount(codes)[codes] - 1 if len(self) else codes
+        return np.where(others > 0, 1.0 - self._numbers["sum"][: len(self)] / np.maximum(others, 1), 1.0)
+
+    @property
+    def arrived(self) -> Ints:
+        """Numbers of arrival, (sets,): a later set has a larger one."""
+        return self._arrived[: len(self)]
+
+    @property
+    def nearest(self) -> Ints:
+        """The row of each set's nearest other set over all domains, (sets,); -1 for the only set."""
+        return self._nearest[: len(self)]
+
+    @property
+    def nearest_cosine(self) -> Floats:
+        """The cosine of each set to its nearest other set, (sets,); -1 for the only set."""
+        return self._numbers["near"][: len(self)]
+
+    def in_domain(self, domain: str) -> NDArray[np.bool_]:
+        """Mark the sets of a domain, (sets,)."""
+        return np.equal(self._codes[: len(self)], self._codes_by_domain.get(domain, -1))
+
+    def domain_sizes(self) -> Ints:
+        """Count, for each set, the sets of its domain, itself included, (sets,)."""
+        codes = self._codes[: len(self)]
+        return np.bincount(codes)[codes] if len(self) else codes
+
+    def cosines(self, vector: Vector) -> Vector:
+        """Return the cosines of a unit vector to every held set, (sets,); asked again for one newcomer it is free."""
+        if not self.ids:
+            return np.empty(0, np.float32)
+        if self._last_cosines is None or self._last_cosines[0] is not vector:
+            self._last_cosines = (vector, self.vectors @ vector)
+        return self._last_cosines[1]
+
+    def idd_of(self, vector: Vector, domain: str) -> float:
+        """Return the in-domain dissimilarity of a newcomer; 1 for the first set of a domain."""
+        cosines = self.cosines(vector)[self.in_domain(domain)]
+        return 1.0 - float(cosines.mean(dtype=np.float64)) if len(cosines) else 1.0
+
+    def add(self, scored: Scored, arrived: int) -> None:
+        """Put a set into the next free bin."""
+        self.ids.append(scored.dialogue_id)
+        self._write(len(self) - 1, scored, arrived)
+        self._link(len(self) - 1)
+
+    def replace(self, row: int, scored: Scored, arrived: int) -> None:
+        """Put a set into the bin of another."""
+        orphans = self._unlink(row)
+        self.ids[row] = scored.dialogue_id
+        self._write(row, scored, arrived)
+        self._link(row)
+        self._scan(orphans)
+
+    def _write(self, row: int, scored: Scored, arrived: int) -> None:
+        if not self._vectors.size:
+            self._vectors = np.empty((self.capacity, len(scored.vector)), np.float32)
+        self._vectors[row] = scored.vector
+        self._codes[row] = self._codes_by_domain.setdefault(scored.domain, len(self._codes_by_domain))
+        self._arrived[row] = arrived
+        self._numbers["eoe"][row] = scored.eoe
+        self._numbers["dss"][row] = scored.dss
+        self._last_cosines = None
+
+    def _link(self, row: int) -> None:
+        """Make a set that was just written known to all others."""
+        self._scan(np.array([row]))
+        cosines = (self.vectors @ self._vectors[row]).astype(np.float64)
+        cosines[row] = -np.inf
+        same = self._codes[: len(self)] == self._codes[row]
+        same[row] = False
+        self._numbers["sum"][: len(self)][same] += cosines[same]
+        closer = cosines > self.nearest_cosine + _TIE
+        self._numbers["near"][: len(self)][closer] = cosines[closer]
+        self._nearest[: len(self)][closer] = row
+
+    def _unlink(self, row: int) -> Ints:
+        """Make all others forget a set; return the rows whose nearest neighbour it was."""
+        cosines = (self.vectors @ self._vectors[row]).astype(np.float64)
+        same = self._codes[: len(self)] == self._codes[row]
+        self._numbers["sum"][: len(self)][same] -= cosines[same]
+        self._last_cosines = None
+        orphans: Ints = np.flatnonzero(self.nearest == row)
+        return orphans
+
+    def _scan(self, rows: Ints) -> None:
+        """Compute the cosine sums and nearest neighbours of some rows from scratch."""
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            own = (np.arange(len(block)), block)
+            cosines = self._vectors[block] @ self.vectors.T
+            cosines[own] = 0
+            same = self._codes[block, None] == self._codes[: len(self)]
+            self._numbers["sum"][block] = np.where(same, cosines, 0).sum(axis=1, dtype=np.float64)
+            cosines[own] = -np.inf
+            best = cosines.max(axis=1)
+            tied = cosines >= best[:, None] - _TIE
+            alone = np.isneginf(best)
+            self._nearest[block] = np.where(alone, -1, len(self) - 1 - tied[:, ::-1].argmax(axis=1))
+            self._numbers["near"][block] = np.where(alone, -1.0, best)

@@ -1,0 +1,1 @@
+from client.selection.policies.fifo import Fifo as Improved

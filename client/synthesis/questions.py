@@ -1,0 +1,64 @@
+"""Questions: the model rewords the question, the annotated response is kept (Qin et al., arXiv 2311.12275, fig. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from client.dialogue import Example
+from client.model import BaseModel
+from client.synthesis.brackets import bracketed
+from client.synthesis.check import DEFAULT_RULES, Reason, Rules, check_question, word_key
+from client.synthesis.prompt import rewrite_prompt
+from client.synthesis.sampling import DEFAULT_TEMPERATURE, Outcome, Sampling, Synthesis, child_of, fill
+
+__all__ = ["draw_questions", "judge_replies", "synthesize_questions"]
+
+
+def synthesize_questions(
+    model: BaseModel,
+    example: Example,
+    *,
+    count: int = 3,
+    seed: int,
+    temperature: float = DEFAULT_TEMPERATURE,
+    rules: Rules = DEFAULT_RULES,
+) -> Synthesis:
+    """Return children that ask the same in other words and have the same response; see `Synthesizer`."""
+    sampling = Sampling(count=count, seed=seed, temperature=temperature, rules=rules)
+
+    def draw(attempt: int, siblings: Sequence[Example]) -> list[Outcome]:
+        return draw_questions(model, example, siblings, attempt, sampling)
+
+    return fill(draw, sampling)
+
+
+def draw_questions(
+    model: BaseModel, example: Example, siblings: Sequence[Example], attempt: int, sampling: Sampling
+) -> list[Outcome]:
+    """Let the model reword the question `count` times; return a child or a reason for each."""
+    prompt = model.prompt_ids(rewrite_prompt(example.question))
+    longest = sampling.longest(model, example.question)
+    if len(prompt) + longest > model.context_length:
+        return [Reason.NO_ROOM] * sampling.count
+    replies = sampling.draw(model, [prompt] * sampling.count, example.example_id, attempt, longest=longest)
+    return judge_replies(replies, example, siblings, sampling.rules)
+
+
+def judge_replies(replies: Sequence[str], example: Example, siblings: Sequence[Example], rules: Rules) -> list[Outcome]:
+    """Return, for each reply, the child it makes or the reason why it makes none."""
+    taken = {word_key(sibling.question) for sibling in siblings}
+    outcomes: list[Outcome] = []
+    for reply in replies:
+        outcome = _judge(reply, example, taken, rules)
+        if isinstance(outcome, Example):
+            taken.add(word_key(outcome.question))
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _judge(reply: str, example: Example, taken: set[tuple[str, ...]], rules: Rules) -> Outcome:
+    question = bracketed(reply)
+    if question is None:
+        return Reason.NO_BRACKETS
+    reason = check_question(question, original=example.question, response=example.response, siblings=taken, rules=rules)
+    return reason or child_of(example, question, example.response)

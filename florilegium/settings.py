@@ -1,0 +1,98 @@
+"""Settings: parsed once, at the edge, into frozen typed values.
+
+Unknown keys are refused by name, with the nearest known one; values are checked where they are declared.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from florilegium.errors import ConfigError
+
+__all__ = ["Settings", "one_of"]
+
+
+def one_of(names: Iterable[str]) -> AfterValidator:
+    """Let a field of type `Annotated[str, …]` hold only the names of a registry."""
+    known = sorted(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+class Settings(BaseModel):
+    """The base of every settings class: frozen, no unknown keys, errors of one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object], *, source: str = "settings") -> Self:
+        """Check `values` and return them as settings.
+
+        Args:
+            values: as read from TOML, JSON or the command line; nested tables become nested settings.
+            source: where they come from, for the message (a file's name, say).
+
+        Raises:
+            ConfigError: an unknown key or a value out of its range; the message names key, value, rule and remedy.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(cls, problem, source) for problem in _problems(error))) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a TOML file.
+
+        Raises:
+            ConfigError: it cannot be read, is no TOML, or `parse` refuses it.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML file") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from None
+        return cls.parse(values, source=str(path))
+
+
+def _problems(error: ValidationError) -> list[tuple[tuple[str, ...], str, str, object]]:
+    return [
+        (tuple(str(part) for part in item["loc"]), item["type"], item["msg"], item["input"])
+        for item in error.errors(include_url=False, include_context=False)
+    ]
+
+
+def _explain(cls: type, problem: tuple[tuple[str, ...], str, str, object], source: str) -> str:
+    location, kind, message, value = problem
+    name = ".".join(location) or "settings"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _keys(cls, location[:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+        return f"{source}: unknown key {name!r}; {hint}"
+    rule = message.removeprefix("Value error, ")
+    return f"{source}: {name} = {value!r} is refused: {rule[:1].lower() + rule[1:]}"
+
+
+def _keys(cls: type, path: tuple[str, ...]) -> list[str]:
+    """Return the keys of the (nested) settings or dataclass at `path`."""
+    if path:
+        field = cls.model_fields.get(path[0]) if issubclass(cls, BaseModel) else None
+        inner = None if field is None else field.annotation
+        return _keys(inner, path[1:]) if isinstance(inner, type) else []
+    if issubclass(cls, BaseModel):
+        return list(cls.model_fields)
+    return [each.name for each in fields(cls)] if is_dataclass(cls) else []

@@ -1,0 +1,390 @@
+"""The report: a summary as one HTML file, and as a table for the terminal.
+
+Everything is made from `Summary`, which holds numbers and short codes only, so no user's text can reach a report, and a
+report can be made again from `summary.json` alone. The file needs no network, no script and no other file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Final
+
+from rich.table import Table
+
+from simulation.figures import Range, Series, axis_row, bars, curve, labels, shares, whisker
+from simulation.findings import Verdict, describe, findings, notes, signed, verdict
+from simulation.records import METRICS
+from simulation.summary import REFERENCE, ArmSummary, Difference, Estimate, Summary
+
+__all__ = ["comparison_table", "render_report"]
+
+_PALETTE: Final = 8
+_MAIN_METRICS: Final = ("rouge1", "nll")
+_RICH_STYLES: Final = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.OPEN: ""}
+
+
+def comparison_table(summary: Summary) -> Table:
+    """Return the comparison as a table: scores with intervals, the worst-off tenth, differences, what was spent."""
+    table = Table(
+        title=f"{summary.users} users, {len(summary.seeds)} seeds, mean and 95 % interval", title_justify="left"
+    )
+    table.add_column("arm", no_wrap=True)
+    for heading in ("ROUGE-1", "worst 10 %", "NLL/token", f"ROUGE-1 − {REFERENCE}", "harmed", "annotations", "rows"):
+        table.add_column(heading, justify="right")
+    for name, arm in summary.arms.items():
+        difference = arm.differences.get(REFERENCE, {}).get("rouge1")
+        style = _RICH_STYLES[verdict(difference, higher_is_better=True)] if difference else ""
+        table.add_row(
+            f"{name}*" if arm.budget.outside_budget else name,
+            _spread(arm.metrics["rouge1"]),
+            f"{arm.metrics['rouge1'].worst10:.3f}",
+            _spread(arm.metrics["nll"]),
+            f"[{style or 'none'}]{_plain(describe(difference))}[/]" if difference else "",
+            f"{difference.share_harmed:.0%}" if difference else "",
+            _per_user(arm.budget.annotations, summary),
+            _per_user(arm.budget.training_rows, summary),
+        )
+    if any(arm.budget.outside_budget for arm in summary.arms.values()):
+        table.caption = "* outside the budget: an upper bound.  Annotations and rows are per user."
+    return table
+
+
+def render_report(summary: Summary) -> str:
+    """Return the report as the text of one HTML file."""
+    css = files("simulation").joinpath("report.css").read_text(encoding="utf-8")
+    sections = (
+        _heading(summary),
+        _findings(summary),
+        _section("Scores by arm", _scores(summary), _SCORES),
+        _section("Learning over the stream", _curves(summary), _CURVES),
+        _section("Every user", _users(summary), _USERS),
+        _section("By kind of question", _kinds(summary), _KINDS),
+        _section("What the buffer kept", _kept(summary), _KEPT),
+        _section("What synthesis dropped", _drops(summary), _DROPS),
+        _section("What the gate did", _gates(summary), _GATES),
+        _section("What it cost", _budgets(summary), _BUDGETS),
+        _about(summary),
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>florilegium comparison</title><style>{css}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+_BUDGET_FIELDS: Final = (
+    "annotations", "gate_annotations", "training_rows", "original_rows", "synthesized_rows", "repeated_rows", "steps",
+)  # fmt: skip
+_SCORES: Final = (
+    "Held-out questions after the last round, with the adapter that the gate left in place. Dot: mean over users. Bar: "
+    "95 % interval of the mean. Hollow dot: mean of the worst-off tenth of users. Dashed: the base model. "
+    "Star: outside the budget, an upper bound."
+)
+_CURVES: Final = (
+    "ROUGE-1 on the held-out questions after each learning round (mean and 95 % interval), the other arms in grey. "
+    "Left: before any learning."
+)
+_USERS: Final = (
+    "ROUGE-1 minus that of the base model, one bar per user, sorted: an average gain can hide users who lose. A flat "
+    "mark is a user whom the arm left with the base model's answers."
+)
+_KINDS: Final = "ROUGE-1 by what the held-out question probes; ± is half the 95 % interval."
+_KEPT: Final = (
+    "Dialogues in the buffers at the end, by where in the stream they came from. No policy sees these kinds; the first "
+    "bar is the stream itself."
+)
+_DROPS: Final = "Synthesized texts that the checks refused, by reason, over all users."
+_GATES: Final = (
+    "Candidates over all users and rounds, and the last round's scores of the candidates (before) and of the adapters "
+    "in place (after). Forgetting: nats per token that general text became less likely than to the base model."
+)
+_BUDGETS: Final = (
+    "Per user, over all rounds. Arms within the budget must agree in annotations, and trained ones in rows."
+)
+
+
+def _section(title: str, body: str, caption: str) -> str:
+    return f'<section><h2>{title}</h2><p class="quiet">{caption}</p>{body}</section>' if body else ""
+
+
+def _heading(summary: Summary) -> str:
+    facts = (
+        f"base model {summary.model}",
+        f"{summary.users} users from {len(summary.seeds)} seeds",
+        f"{len(summary.arms)} arms",
+        f"{len(next(iter(summary.arms.values())).curve) - 1} learning rounds",
+    )
+    return f'<h1>Which way to personalize?</h1><p class="quiet">{escape(" · ".join(facts))}</p>'
+
+
+def _findings(summary: Summary) -> str:
+    items = "".join(
+        f'<li class="card {finding.verdict}"><b>{escape(finding.question)}</b><p>{escape(finding.answer)}</p></li>'
+        for finding in findings(summary)
+    )
+    remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(summary))
+    return f'<ul class="findings">{items}</ul><ul class="notes">{remarks}</ul>'
+
+
+def _scores(summary: Summary) -> str:
+    panels = []
+    for metric in _MAIN_METRICS:
+        title, direction = METRICS[metric].title, _direction(metric)
+        scores = {name: _Spread.of_estimate(arm.metrics[metric]) for name, arm in summary.arms.items()}
+        base = scores[REFERENCE].mean if REFERENCE in scores else None
+        panels.append(_whiskers(summary, f"{title} ({direction})", scores, base))
+        gains = {
+            name: _Spread.of_difference(arm.differences[REFERENCE][metric])
+            for name, arm in summary.arms.items()
+            if REFERENCE in arm.differences
+        }
+        if gains:
+            panels.append(_whiskers(summary, f"{title} − base model, paired", gains, 0.0))
+    return f'<div class="pair">{"".join(panels)}</div>'
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    mean: float
+    low: float
+    high: float
+    worst: float | None = None
+
+    @classmethod
+    def of_estimate(cls, estimate: Estimate) -> _Spread:
+        return cls(estimate.mean, *_bounds(estimate), estimate.worst10)
+
+    @classmethod
+    def of_difference(cls, difference: Difference) -> _Spread:
+        return cls(difference.mean, *(difference.ci95 or (difference.mean, difference.mean)))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}, 95 % interval {self.low:.3f} to {self.high:.3f}"
+
+
+def _whiskers(summary: Summary, title: str, spreads: Mapping[str, _Spread], reference: float | None) -> str:
+    values = [value for each in spreads.values() for value in (each.low, each.high, each.worst) if value is not None]
+    axis = Range.around([*values, *([] if reference is None else [reference])])
+    rows = []
+    for name, each in spreads.items():
+        figure = whisker(
+            mean=each.mean, low=each.low, high=each.high, worst=each.worst, axis=axis,
+            title=f"{name}: {each}", reference=reference,
+        )  # fmt: skip
+        side = "outside" if summary.arms[name].budget.outside_budget else "inside"
+        rows.append(f'<div>{_name(name, summary.arms[name])}</div><div class="{side}">{figure}</div>')
+    body = f'<div class="rows">{"".join(rows)}<div></div><div>{axis_row(axis)}</div></div>'
+    return f'<div class="card"><h3>{escape(title)}</h3>{body}</div>'
+
+
+def _direction(metric: str) -> str:
+    return "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+
+
+def _curves(summary: Summary) -> str:
+    first = "".join(_curve_panels(summary, "rouge1"))
+    second = "".join(_curve_panels(summary, "nll"))
+    return (
+        f'<div class="multiples">{first}</div><details><summary>The same by {METRICS["nll"].title}</summary>'
+        f'<div class="multiples">{second}</div></details>'
+    )
+
+
+def _curve_panels(summary: Summary, metric: str) -> Iterable[str]:
+    series = {name: _series(arm, metric) for name, arm in summary.arms.items()}
+    axis = Range.around([value for each in series.values() for value in (*each.low, *each.high)])
+    for name, each in series.items():
+        others = [other for key, other in series.items() if key != name]
+        plot = curve(each, others, y=axis, title=f"{name}: {each.y[0]:.3f} to {each.y[-1]:.3f}")
+        yield _panel(name, labels(axis) + plot, ("0", f"{each.x[-1]:.0f} turns"))
+
+
+def _series(arm: ArmSummary, metric: str) -> Series:
+    estimates = [point.metrics[metric] for point in arm.curve]
+    return Series(
+        x=[point.seen for point in arm.curve],
+        y=[each.mean for each in estimates],
+        low=[_bounds(each)[0] for each in estimates],
+        high=[_bounds(each)[1] for each in estimates],
+    )
+
+
+def _users(summary: Summary) -> str:
+    differences = {
+        name: arm.differences[REFERENCE]["rouge1"] for name, arm in summary.arms.items() if REFERENCE in arm.differences
+    }
+    if not differences:
+        return ""
+    axis = Range.around([0.0, *(value for each in differences.values() for value in each.per_user)])
+    panels = []
+    for name, each in differences.items():
+        harmed = round(each.share_harmed * each.n)
+        plot = bars(each.per_user, y=axis, higher_is_better=True, title=f"{name}: {describe(each)}, {harmed} worse off")
+        panels.append(
+            _panel(name, labels(axis, 110) + plot, (f"mean {signed(each.mean)}", f"{harmed} of {each.n} worse"))
+        )
+    return f'<div class="multiples">{"".join(panels)}</div>'
+
+
+def _panel(name: str, plot: str, foot: tuple[str, str]) -> str:
+    left, right = foot
+    return (
+        f'<div class="card panel"><h3>{escape(name)}</h3><div class="plot">{plot}</div>'
+        f'<div class="foot"><span>{escape(left)}</span><span>{escape(right)}</span></div></div>'
+    )
+
+
+def _kinds(summary: Summary) -> str:
+    kinds = sorted({kind for arm in summary.arms.values() for kind in arm.by_kind})
+    if not kinds:
+        return ""
+    rows = [
+        [_name(name, arm), *(_cell(arm.by_kind[kind]["rouge1"]) if kind in arm.by_kind else "" for kind in kinds)]
+        for name, arm in summary.arms.items()
+    ]
+    return _table(["arm", *map(escape, kinds)], rows)
+
+
+def _kept(summary: Summary) -> str:
+    held = {name: arm.kept for name, arm in summary.arms.items() if arm.kept and arm.budget.training_rows}
+    if not held or not summary.stream_kinds:
+        return ""
+    order = _order(summary.stream_kinds)
+    rows = {"the whole stream": summary.stream_kinds, **held}
+    drawn = "".join(
+        f"<div>{escape(name)}</div><div>{shares(_folded(counts, order), order, title=name)}</div>"
+        for name, counts in rows.items()
+    )
+    legend = _legend(order)
+    return f'<div class="card">{legend}<div class="rows kept">{drawn}</div></div>{_decisions(summary)}'
+
+
+def _order(kinds: Mapping[str, int]) -> list[str]:
+    """Return the kinds to colour, most frequent first; what is beyond the palette is folded into one."""
+    names = [name or "unlabelled" for name in kinds]
+    return names if len(names) <= _PALETTE else [*names[: _PALETTE - 1], "other"]
+
+
+def _folded(counts: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
+    folded: dict[str, int] = {}
+    for kind, count in counts.items():
+        name = kind or "unlabelled"
+        name = name if name in order else "other"
+        folded[name] = folded.get(name, 0) + count
+    return folded
+
+
+def _legend(names: Sequence[str]) -> str:
+    swatches = (
+        f'<span><svg><rect class="part-{index}" width="11" height="11" rx="2"/></svg>{escape(name)}</span>'
+        for index, name in enumerate(names)
+    )
+    return f'<div class="legend">{"".join(swatches)}</div>'
+
+
+def _decisions(summary: Summary) -> str:
+    reasons = sorted({reason for arm in summary.arms.values() for reason in arm.decisions})
+    if not reasons:
+        return ""
+    rows = [
+        [_name(name, arm), *(f"{arm.decisions.get(reason, 0):,}" for reason in reasons)]
+        for name, arm in summary.arms.items()
+        if arm.decisions
+    ]
+    table = _table(["arm", *map(escape, reasons)], rows)
+    return f"<details><summary>Why: decisions by reason</summary>{table}</details>"
+
+
+def _drops(summary: Summary) -> str:
+    arms = {name: arm for name, arm in summary.arms.items() if arm.drops or arm.budget.synthesized_rows}
+    if not arms:
+        return ""
+    reasons = sorted({reason for arm in arms.values() for reason in arm.drops})
+    rows = [
+        [_name(name, arm), f"{sum(arm.drops.values()):,}", *(f"{arm.drops.get(reason, 0):,}" for reason in reasons)]
+        for name, arm in arms.items()
+    ]
+    return _table(["arm", "dropped", *map(escape, reasons)], rows)
+
+
+def _budgets(summary: Summary) -> str:
+    rows = [
+        [
+            _name(name, arm),
+            *(_per_user(getattr(arm.budget, field), summary) for field in _BUDGET_FIELDS),
+            f"{arm.seconds.mean:.1f}",
+        ]
+        for name, arm in summary.arms.items()
+    ]
+    return _table(["arm", *(field.replace("_", " ") for field in _BUDGET_FIELDS), "seconds"], rows)
+
+
+def _gates(summary: Summary) -> str:
+    rows = [
+        [
+            _name(name, arm),
+            str(arm.gate.promoted),
+            str(arm.gate.rolled_back),
+            _cell(arm.before_gate["rouge1"]),
+            _cell(arm.metrics["rouge1"]),
+            _cell(arm.before_gate["nll"]),
+            _cell(arm.metrics["nll"]),
+            signed(arm.metrics["forgetting"].mean),
+        ]
+        for name, arm in summary.arms.items()
+        if arm.gate and arm.before_gate
+    ]
+    headings = ["arm", "promoted", "rolled back", "ROUGE-1 before", "after", "NLL before", "after", "forgetting"]
+    return _table(headings, rows) if rows else ""
+
+
+def _about(summary: Summary) -> str:
+    seeds = [
+        [_name(name, arm), *(f"{arm.by_seed[str(seed)]['rouge1']:.3f}" for seed in summary.seeds)]
+        for name, arm in summary.arms.items()
+    ]
+    table = _table(["arm", *(f"seed {seed}" for seed in summary.seeds)], seeds)
+    config = escape(json.dumps(summary.config, indent=2))
+    return (
+        f"<section><h2>About this run</h2><details><summary>ROUGE-1 by seed</summary>{table}</details>"
+        f"<details><summary>Settings</summary><pre>{config}</pre></details></section>"
+    )
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _name(name: str, arm: ArmSummary) -> str:
+    mark = '<span class="quiet" title="outside the budget">*</span>' if arm.budget.outside_budget else ""
+    return f'<span title="{escape(arm.title)}">{escape(name)}</span>{mark}'
+
+
+def _cell(estimate: Estimate) -> str:
+    low, high = _bounds(estimate)
+    return f'{estimate.mean:.3f} <span class="quiet">±{(high - low) / 2:.3f}</span>'
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float]:
+    return estimate.ci95 or (estimate.mean, estimate.mean)
+
+
+def _spread(estimate: Estimate) -> str:
+    if estimate.ci95 is None:
+        return f"{estimate.mean:.3f}"
+    return f"{estimate.mean:.3f} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _per_user(total: int, summary: Summary) -> str:
+    return f"{total / summary.users:,.4g}" if total else "0"

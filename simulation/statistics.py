@@ -1,0 +1,91 @@
+"""Means, spreads and intervals over users.
+
+The unit is one user of one seed. Users of different seeds are different draws from the same source, so they are pooled
+and resampled as one sample: with three seeds, resampling whole seeds would have three units and an interval that is far
+too short. What differs between seeds is still part of the spread, and the summary lists every seed's own mean.
+
+    interval = quantiles a and 1 − a of the bootstrap means,  a = Φ(−√(n/(n−1)) · t(n−1; 0.975))
+
+is the percentile bootstrap with its two known shortages made good (Hesterberg 2015, arXiv 1411.5279, "expanded
+percentile"): resampled means spread by √((n−1)/n) too little, and the spread itself is only estimated, hence Student's
+t. Intervals are per quantity; nothing is corrected for how many of them a reader looks at.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Floats", "Interval", "mean_interval", "share_harmed", "t_quantile", "worst_tenth_mean"]
+
+Floats = npt.NDArray[np.float64]
+_NORMAL: Final = NormalDist()
+_ROUNDING: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A range that covers the unknown value with the stated probability."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return Student's t quantile by its expansion around the normal one (Abramowitz & Stegun 26.7.5).
+
+    The error at 0.975 is below 0.01 from 3 degrees of freedom on.
+    """
+    z = _NORMAL.inv_cdf(probability)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / degrees**power for power, term in enumerate(terms))
+
+
+def mean_interval(values: Floats, *, seed: int, level: float = 0.95, draws: int = 4000) -> Interval | None:
+    """Return the bootstrap interval of a mean.
+
+    Args:
+        values: one finite number per user, `(users,)`.
+        seed: of the resampling; samples of one size share their resamples under one seed.
+        level: the probability to cover.
+        draws: the number of resamples.
+
+    Returns:
+        The interval, or None for fewer than two users, which say nothing about a spread.
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    means = weights @ values / count
+    tail = _NORMAL.cdf(-math.sqrt(count / (count - 1)) * t_quantile((1 + level) / 2, count - 1))
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return Interval(float(low), float(high))
+
+
+def worst_tenth_mean(values: Floats, *, higher_is_better: bool) -> float:
+    """Return the mean over the worst-off tenth of users, rounded up to whole users."""
+    count = math.ceil(len(values) / 10)
+    ordered = np.sort(values if higher_is_better else -values)
+    worst = float(ordered[:count].mean())
+    return worst if higher_is_better else -worst
+
+
+def share_harmed(differences: Floats, *, higher_is_better: bool) -> float:
+    """Return the share of users whose difference to the reference is for the worse by more than rounding."""
+    gains = differences if higher_is_better else -differences
+    return float(np.mean(gains < -_ROUNDING))

@@ -1,0 +1,142 @@
+"""Play tasks in worker processes and stream their results back.
+
+Every worker has one pipe to the parent and no other door: when the parent dies, the pipe breaks and the worker ends.
+Workers are spawned, compute on one thread each, and ignore Ctrl-C, which is the parent's to answer.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
+
+from florilegium.errors import FlorilegiumError
+
+__all__ = ["stream"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(Generic[Result]):
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    error: FlorilegiumError | None = None
+
+
+def stream(
+    play: Callable[[Task], Iterator[Result]], tasks: Sequence[Task], *, workers: int
+) -> Generator[Result, None, None]:
+    """Yield the results of all tasks as they come.
+
+    Args:
+        play: yields the results of one task; a module-level function, since workers import it.
+        tasks: what to play, in the order to start it.
+        workers: processes; with 1, this process does the work itself.
+
+    Raises:
+        FlorilegiumError: what a task raised, or a worker that died.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield from play(task)
+        return
+    waiting = list(reversed(tasks))
+    crew = [_Worker(play) for _ in range(min(workers, len(tasks)))]
+    try:
+        busy = {worker.pipe: worker for worker in crew}
+        for worker in crew:
+            worker.pipe.send(waiting.pop())
+        while busy:
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                message = busy[pipe].receive()
+                if isinstance(message, _Part):
+                    yield message.result
+                elif message.error:
+                    raise message.error
+                elif waiting:
+                    pipe.send(waiting.pop())
+                else:
+                    del busy[pipe]
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+class _Worker(Generic[Task, Result]):
+    def __init__(self, play: Callable[[Task], Iterator[Result]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, play), daemon=True)
+        with _one_thread():
+            self._process.start()
+        theirs.close()
+
+    def receive(self) -> _Part[Result] | _End:
+        try:
+            message = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(timeout=5)
+            raise FlorilegiumError(
+                f"a worker process ended with exit code {self._process.exitcode}",
+                "-9 mostly means that memory ran out: use fewer workers; the same command goes on from here",
+            ) from None
+        assert isinstance(message, _Part | _End)
+        return message
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join()
+
+
+class _one_thread:  # noqa: N801 (a context manager reads like a function)
+    """Let processes that start inside begin with one thread for arithmetic: set before their libraries load."""
+
+    _NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self._NAMES}
+        os.environ.update(dict.fromkeys(self._NAMES, "1"))
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(pipe: Connection, play: Callable[[Task], Iterator[Result]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        while True:
+            task = pipe.recv()
+            pipe.send(_play(pipe, play, task))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+
+
+def _play(pipe: Connection, play: Callable[[Task], Iterator[Result]], task: Task) -> _End:
+    try:
+        for result in play(task):
+            pipe.send(_Part(result))
+    except FlorilegiumError as error:
+        return _End(error)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        # The message of an unforeseen error may quote a text; its kind and place do not.
+        places = "".join(traceback.format_tb(error.__traceback__))
+        return _End(FlorilegiumError(f"a worker failed with {type(error).__name__} at\n{places}", "please report this"))
+    return _End()

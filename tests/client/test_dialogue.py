@@ -1,0 +1,58 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.dialogue import Annotation, Dialogue, Example, Origin, Verdict, derive_id, derive_seed
+from florilegium.errors import InputError
+
+SECRET = "my locker code is 4711"
+
+
+@given(st.lists(st.text(), min_size=1), st.lists(st.text(), min_size=1))
+def test_identifiers_are_equal_only_for_equal_parts(left: list[str], right: list[str]) -> None:
+    assert (derive_id(*left) == derive_id(*right)) == (left == right)
+
+
+def test_parts_do_not_run_together() -> None:
+    assert derive_id("ab", "c") != derive_id("a", "bc")
+
+
+@given(st.text())
+def test_seeds_fit_torch_generators(part: str) -> None:
+    assert 0 <= derive_seed(part) < 2**63
+
+
+def test_nothing_prints_its_text() -> None:
+    dialogue = Dialogue(question=SECRET, response=SECRET, dialogue_id="d1")
+    values = [
+        dialogue,
+        Annotation(dialogue_id="d1", verdict=Verdict.IDEAL, ideal=SECRET),
+        Example.original(dialogue, SECRET),
+    ]
+    for value in values:
+        assert SECRET not in repr(value)
+        assert SECRET not in str(value)
+        assert SECRET not in f"{value}"
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_empty_questions_and_ideals_are_refused_without_a_traceback_of_text(blank: str) -> None:
+    with pytest.raises(InputError, match="question is empty"):
+        Dialogue(question=blank, response="yes")
+    with pytest.raises(InputError, match="ideal answer is empty"):
+        Annotation(dialogue_id="d", verdict=Verdict.IDEAL, ideal=blank)
+
+
+def test_an_ideal_answer_goes_with_its_verdict_alone() -> None:
+    with pytest.raises(InputError):
+        Annotation(dialogue_id="d", verdict=Verdict.ACCEPT, ideal="x")
+    with pytest.raises(InputError):
+        Annotation(dialogue_id="d", verdict=Verdict.IDEAL)
+    assert Annotation(dialogue_id="d", verdict=Verdict.SKIP).origin is Origin.ASKED
+
+
+def test_an_original_is_its_own_source() -> None:
+    original = Example.original(Dialogue(question="q", response="r", dialogue_id="d"), "ideal")
+    assert (original.example_id, original.source_id, original.response) == ("d", "d", "ideal")
+    assert not original.is_synthesized
+    assert Example(question="q2", response="ideal", source_id="d", example_id="c").is_synthesized

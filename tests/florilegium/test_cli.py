@@ -1,0 +1,169 @@
+"""The command line as people and programs use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from florilegium import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["bins=8", "holdout_share=0.3", 'synthesizer="none"', "max_new_tokens=4", "round_every=1000"]
+
+
+def run(*arguments: str, entry: str = "main") -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own, as a user does."""
+    code = (
+        f"import sys; sys.argv = ['florilegium', *{list(arguments)!r}]; from florilegium.cli import {entry}; {entry}()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def invoke(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
+    """Run the program in this process, which has torch loaded; return its exit code and output."""
+    monkeypatch.setattr(sys, "argv", ["florilegium", *arguments])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def commands() -> list[tuple[str, ...]]:
+    root = typer.main.get_command(cli.app)
+    found: list[tuple[str, ...]] = []
+    for name, command in sorted(root.commands.items()):  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found += [(name, each) for each in sorted(inner)] if inner else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: florilegium {' '.join(command)}" in " ".join(result.output.split())
+
+
+def test_the_documented_commands_are_the_program(tmp_path: Path) -> None:
+    made = tmp_path / "commands.md"
+    arguments = ["florilegium.cli", "utils", "docs", "--name", "florilegium", "--output", str(made)]
+    subprocess.run([sys.executable, "-m", "typer", *arguments], check=True, cwd=ROOT, capture_output=True)
+    assert made.read_text() == (ROOT / "docs" / "commands.md").read_text(), "run `make docs`"
+
+
+def test_help_answers_without_heavy_libraries() -> None:
+    result = run("--version")
+    assert result.stdout.startswith("florilegium 0.")
+    probe = "import florilegium.cli, sys; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", probe], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["device", "status", "nowhere"], 5, "is no device"),
+        (["device", "init", "d", "--set", "bins=0"], 2, "bins = 0 is refused"),
+        (["device", "init", "d", "--set", "polcy='paper'"], 2, "did you mean 'policy'"),
+        (["device", "init", "d", "--set", "policy=paper"], 2, "not valid TOML"),
+        (["compare", "absent.jsonl"], 3, "is no file"),
+        (["compare", "--arms", "nune"], 2, "nune"),
+        (
+            ["compare", "--model", "./no-such-folder", "--seeds", "1", "--users", "1", "--workers", "1"],
+            4,
+            "no-such-folder",
+        ),
+        (["report", "nowhere"], 3, "holds no summary.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_with_its_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exit_code, out, err = invoke(capsys, monkeypatch, *arguments)
+    assert exit_code == code
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+
+
+def test_a_device_from_the_command_line(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*arguments: str) -> str:
+        code, out, err = invoke(capsys, monkeypatch, "device", *arguments)
+        assert code == 0, err
+        return out
+
+    device, file = str(tmp_path / "d"), tmp_path / "dialogues.jsonl"
+    settings = [f'model="{tiny_model_folder}"', *SMALL]
+    call("init", device, *(part for setting in settings for part in ("--set", setting)))
+    rows = [{"question": f"Where is {n}?", "response": "No idea.", "dialogue_id": f"d{n}"} for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = [json.loads(line) for line in call("observe", device, str(file), "--json").splitlines()]
+    assert [line["dialogue_id"] for line in lines] == [f"d{n}" for n in range(12)]
+    assert json.loads(call("learn", device, "--json"))["outcome"] == "nothing-annotated"
+    status = json.loads(call("status", device, "--json"))
+    assert status["seen"] == 12
+    assert status["asked"] > 0
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "".join(json.dumps({"dialogue_id": f"d{n}", "verdict": "ideal", "ideal": "Here."}) + "\n" for n in range(12)),
+        encoding="utf-8",
+    )
+    held = status["held"] + status["heldout"]
+    assert f"{held} answers stored, {12 - held} to dialogues" in " ".join(
+        call("annotate", device, str(answers)).split()
+    )
+    assert [json.loads(line)["dialogue_id"] for line in call("why", device, "d0", "--json").splitlines()][-1] == "d0"
+    call("forget", device, "d0")
+    assert "bare base" in call("rollback", device)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "is no JSON object"),
+        ('{"question": ""}', "lacks a text 'question'"),
+        ('{"question": "q", "response": 3}', "must be texts"),
+    ],
+)
+def test_a_malformed_line_is_named_and_not_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, problem: str
+) -> None:
+    file = tmp_path / "f.jsonl"
+    file.write_text('{"question": "my secret"}\n' + line + "\n", encoding="utf-8")
+    code, _, err = invoke(capsys, monkeypatch, "device", "observe", str(tmp_path), str(file))
+    assert code == 3
+    assert "line 2" in err
+    assert problem in err
+    assert "secret" not in err
+
+
+def test_world_writes_a_file_that_compare_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "users.jsonl"
+    code, _, err = invoke(capsys, monkeypatch, "world", str(file), "--users", "2", "--turns", "30")
+    assert code == 0, err
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert {row["user_id"] for row in rows} == {rows[0]["user_id"], rows[-1]["user_id"]}
+    assert sum(row["part"] == "stream" for row in rows) == 60

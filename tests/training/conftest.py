@@ -1,0 +1,16 @@
+import pytest
+from tokenizers import Tokenizer
+
+from training.corpora import Document
+from training.questions import question_documents
+from training.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    return list(question_documents(tmp_path_factory.getbasetemp(), count=60))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(chats: list[Document]) -> Tokenizer:
+    return train_tokenizer((turn.text for chat in chats for turn in chat.turns), 400)
