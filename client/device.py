@@ -232,10 +232,11 @@ class Device:
             StorageError: nothing was stored.
         """
         named = {} if dialogue_id is None else {"dialogue_id": dialogue_id}
+        asked = Dialogue(question=question, response=response or "", **named)
         if response is not None:
-            return self._offer(Dialogue(question=question, response=response, **named))
+            return self._offer(asked)
         answer = self._answer(question)
-        return self._offer(Dialogue(question=question, response=answer.text, **named), answer.embedding)
+        return self._offer(replace(asked, response=answer.text), answer.embedding)
 
     def regenerate(self, dialogue: Dialogue) -> Observation:
         """Draw another response for a user who did not like the first; the first gains priority for being asked about.

@@ -31,8 +31,16 @@ def derive_seed(*parts: str | int) -> int:
 
 
 def _require_text(name: str, text: str) -> None:
+    _require_unicode(name, text)
     if not text.strip():
         raise InputError(f"{name} is empty", "give at least one visible character")
+
+
+def _require_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name} is not valid Unicode", "give text without lone surrogates") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +53,7 @@ class Dialogue:
         dialogue_id: 32 hexadecimal digits; a random one when none is given.
 
     Raises:
-        InputError: the question is empty.
+        InputError: the question is empty, or a text is not valid Unicode.
     """
 
     question: str
@@ -54,6 +62,7 @@ class Dialogue:
 
     def __post_init__(self) -> None:
         _require_text("question", self.question)
+        _require_unicode("response", self.response)
 
     def __repr__(self) -> str:
         return f"Dialogue({self.dialogue_id}, {len(self.question)}+{len(self.response)} characters)"

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +32,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 Quantization = Literal["int8", "int4"]
 
 _FLOAT32_LIMIT_BYTES: Final = 4 * 2**30
+_HUB_SECONDS: Final = 10
 
 
 def locate(name_or_path: str) -> str:
@@ -42,30 +45,27 @@ def locate(name_or_path: str) -> str:
         ModelError: there is no such folder, or it holds no model.
     """
     if name_or_path == SEEDLING:
-        return str(_checked(_seedling(), "set FLORILEGIUM_SEEDLING to the built-in model's folder, or install again"))
-    path = Path(name_or_path).expanduser()
+        return _folder(_seedling(), "set FLORILEGIUM_SEEDLING to the built-in model's folder, or install again")
     looks_local = name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path
-    if path.is_dir() or looks_local or not name_or_path.strip():
-        return str(_checked(path, "give a folder with config.json, *.safetensors and tokenizer.json"))
+    if looks_local or not name_or_path.strip() or Path(name_or_path).is_dir():
+        return _folder(name_or_path, "give a folder with config.json, *.safetensors and tokenizer.json")
     return name_or_path
 
 
-def _seedling() -> Path:
-    named = os.environ.get("FLORILEGIUM_SEEDLING")
-    if named:
-        return Path(named).expanduser()
+def _seedling() -> str:
     package = importlib.util.find_spec("florilegium")
     assert package is not None
     assert package.origin is not None
-    return Path(package.origin).parent / SEEDLING
+    return os.environ.get("FLORILEGIUM_SEEDLING") or str(Path(package.origin).parent / SEEDLING)
 
 
-def _checked(folder: Path, remedy: str) -> Path:
-    if not folder.is_dir():
-        raise ModelError(f"there is no model folder {str(folder)!r}", remedy)
+def _folder(name: str, remedy: str) -> str:
+    folder = Path(name).expanduser()
+    if not (name.strip() and folder.is_dir()):
+        raise ModelError(f"there is no model folder {name!r}", remedy)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"the model folder {str(folder)!r} has no config.json", remedy)
-    return folder
+        raise ModelError(f"the model folder {name!r} has no config.json", remedy)
+    return str(folder)
 
 
 def load_parts(
@@ -85,13 +85,7 @@ def load_parts(
         ConfigError: quantization is asked for and its library is not installed.
     """
     with _quiet():
-        config = _load_config(source)
-        if config.is_encoder_decoder:
-            raise ModelError(
-                f"model {source!r} is an encoder-decoder ({config.model_type})", "use a decoder-only causal model"
-            )
-        module = _load_module(source)
-        tokenizer = _load_tokenizer(source)
+        module, tokenizer = _load(source) if Path(source).is_dir() else _load_from_hub(source)
     module = module.to(_resolve(dtype, module, device))
     module.requires_grad_(requires_grad=False).eval()
     if quantization is not None:
@@ -101,17 +95,45 @@ def load_parts(
     return module.to(device), tokenizer
 
 
+def _load_from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model of the Hub; one that was downloaded before is loaded without the network."""
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return _load(str(Path(cached).parent))
+    except (ModelError, HFValidationError):
+        pass  # the download was not complete, or never began
+    _require_available(name)
+    return _load(name)
+
+
+def _require_available(name: str) -> None:
+    """Ask the Hub once, because the libraries below ask six times over half a minute before they give up."""
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except Exception as error:  # no network, no such name, a gated or malformed one
+        raise ModelError(
+            f"model {name!r} is no local folder and the Hugging Face Hub does not give it ({_line(error)})",
+            "check the name and the network, or download the model and give its folder",
+        ) from None
+
+
+def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = _load_config(source)
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"model {source!r} is an encoder-decoder ({config.model_type})", "use a decoder-only causal model"
+        )
+    return _load_module(source), _load_tokenizer(source)
+
+
 def _load_config(source: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        if Path(source).is_dir():
-            raise ModelError(
-                f"{source}/config.json describes no model that Transformers knows ({_line(error)})", "use another model"
-            ) from None
         raise ModelError(
-            f"model {source!r} is no local folder and did not come from the Hugging Face Hub ({type(error).__name__})",
-            "check the name and the network, or download the model and give its folder",
+            f"the config of model {source!r} describes none that Transformers knows ({_line(error)})",
+            "use another model",
         ) from None
 
 

@@ -49,7 +49,7 @@ def verdict(difference: Difference, *, higher_is_better: bool) -> Verdict:
     """Read a difference by its interval; without one nothing can be said."""
     if difference.ci95 is None or difference.ci95[0] <= 0 <= difference.ci95[1]:
         return Verdict.OPEN
-    return Verdict.BETTER if (difference.mean > 0) == higher_is_better else Verdict.WORSE
+    return Verdict.BETTER if (difference.ci95[0] > 0) == higher_is_better else Verdict.WORSE
 
 
 def describe(difference: Difference) -> str:

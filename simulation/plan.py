@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from florilegium.settings import Settings
+from client.annotation import ANNOTATION_POLICIES
+from florilegium.settings import Settings, one_of
 from simulation.arms import DEFAULT_ARMS, Arm, find_arms
 from simulation.users import UserData
 
@@ -46,7 +47,7 @@ class CompareConfig(Settings):
     bins: int = Field(36, ge=1)
     rounds: int = Field(3, ge=1)
     annotations_per_round: int = Field(12, ge=1)
-    annotation: str = "informative"
+    annotation: Annotated[str, one_of(ANNOTATION_POLICIES)] = "informative"
     holdout_share: float = Field(0.1, ge=0.0, le=0.5)
     holdout_bins: int = Field(16, ge=1)
     synthesis_count: int = Field(2, ge=0, le=16)

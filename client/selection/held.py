@@ -22,9 +22,6 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 _BLOCK_ROWS: Final = 256
-# Cosines closer than this are a tie: float32 rounding. Ties go to the last row, which keeps a run of equal sets from
-# having one common neighbour, whose removal would cost a search for each of them.
-_TIE: Final = 1e-6
 
 
 class Held:
@@ -161,7 +158,7 @@ class Held:
         same = self._codes[: len(self)] == self._codes[row]
         same[row] = False
         self._numbers["sum"][: len(self)][same] += cosines[same]
-        closer = cosines > self.nearest_cosine + _TIE
+        closer = cosines > self.nearest_cosine
         self._numbers["near"][: len(self)][closer] = cosines[closer]
         self._nearest[: len(self)][closer] = row
 
@@ -185,7 +182,9 @@ class Held:
             self._numbers["sum"][block] = np.where(same, cosines, 0).sum(axis=1, dtype=np.float64)
             cosines[own] = -np.inf
             best = cosines.max(axis=1)
-            tied = cosines >= best[:, None] - _TIE
             alone = np.isneginf(best)
-            self._nearest[block] = np.where(alone, -1, len(self) - 1 - tied[:, ::-1].argmax(axis=1))
+            # Of equals the last, lest a run of equal sets have one neighbour in common, whose removal would cost a
+            # search for each of them.
+            last = len(self) - 1 - cosines[:, ::-1].argmax(axis=1)
+            self._nearest[block] = np.where(alone, -1, last)
             self._numbers["near"][block] = np.where(alone, -1.0, best)

@@ -1,58 +1,46 @@
-"""Decide whether a synthesized question may stand in for its original: one reason code for each way to fail.
+"""Decide whether a synthesized text may stand in for its original: one reason code for each way to fail.
 
 The paper compares a generated question with its original by ROUGE-1 and drops poor ones (Qin et al., arXiv 2311.12275).
 Ours: the window has an upper end too, since a copy teaches nothing new; and a question must ask what the original asks.
 It keeps the original's numbers and names and half of its content, brings no new numbers and names, and gives no answer
 away: ROUGE alone passes "What is my favourite drink?" for "What is my sister's name?", as most of a short question is
-grammar. All rules look at words of any script; none needs a word list.
+grammar.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from os.path import commonprefix
 from typing import Final
 
 from client.rouge import rouge1
-from client.selection.words import split_words
+from client.synthesis.meaning import asks, content_kept, gives_away, key_tokens, keys_within, word_key
 from florilegium.errors import ConfigError
 
-__all__ = [
-    "DEFAULT_RULES",
-    "Reason",
-    "Rules",
-    "check_answer",
-    "check_question",
-    "check_window",
-    "content_kept",
-    "key_tokens",
-    "word_key",
-]
+__all__ = ["DEFAULT_RULES", "Reason", "Rules", "check_answer", "check_question", "check_window"]
 
 
 class Reason(StrEnum):
-    """Why a sample was dropped."""
+    """Why a sample was dropped; the first that holds, in this order."""
 
+    NO_ROOM = "no-room"  # the context is too short for this question
     NO_BRACKETS = "no-brackets"
     EMPTY = "empty"
     ODD_CHARACTERS = "odd-characters"
+    TOO_LONG = "too-long"
     SAME_AS_ORIGINAL = "same-as-original"
     DUPLICATE = "duplicate-of-sibling"
-    TOO_LONG = "too-long"
     ROUGE_TOO_HIGH = "rouge-too-high"
     ROUGE_TOO_LOW = "rouge-too-low"
     NOT_A_QUESTION = "not-a-question"
     ANSWERS = "answers-instead-of-asks"
-    LOST_CONTENT = "lost-content"
     LOST_KEY_TOKEN = "lost-key-token"
     NEW_KEY_TOKEN = "new-key-token"
-    ANSWER_STRAYS = "answer-strays"
-    NO_ROOM = "no-room"
-    SURPLUS = "surplus"
+    LOST_CONTENT = "lost-content"
+    ANSWER_STRAYS = "answer-strays"  # pairs only: unlike the annotated answer
+    SURPLUS = "surplus"  # good, but enough were found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,44 +85,15 @@ class Rules:
 DEFAULT_RULES: Final = Rules()
 _LENGTH_SLACK: Final = 16
 _ROUNDING: Final = 1e-9  # F1 is a quotient of quotients; 3 words of 10 may come out a hair below 0.3
-_QUESTION_MARKS: Final = frozenset("?？؟՞፧\u037e")
 # Control, format, private and unassigned characters, surrogates: no one types them.
 _ODD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Co", "Cn", "Cs"})
 _ODD_CHARACTERS: Final = frozenset("[]{}<>|\ufffd")
-_SENTENCE_ENDS: Final = (".", "?", "!", ":", "…", "。")
-
-
-def word_key(text: str) -> tuple[str, ...]:
-    """Return what two texts share when they differ in case, punctuation and spacing only."""
-    return tuple(split_words(text)) or (text.strip().casefold(),)
-
-
-def key_tokens(text: str) -> frozenset[str]:
-    """Return the numbers and the names of a text: what no rewording may change.
-
-    A name is a word with a capital letter that does not open a sentence; single letters ("I") are none. Where a third
-    of the words or more are capitalised (titles, German nouns, shouting), capitals tell nothing and only numbers count.
-
-    >>> sorted(key_tokens("When does Anna's train leave for York? At 7:30 or at 8?"))
-    ['30', '7', '8', 'anna', 'york']
-    """
-    numbers = set(re.findall(r"\d+", text))
-    pieces = text.split()
-    opens = [True, *(piece.rstrip("\"'”’)").endswith(_SENTENCE_ENDS) for piece in pieces)]
-    named = [
-        word
-        for piece, first in zip(pieces, opens, strict=False)
-        if not first and any(character.isupper() for character in piece)
-        for word in split_words(piece)
-        if len(word.split("'")[0].split("’")[0]) > 1 and not word.isdigit()
-    ]
-    return frozenset(numbers if 3 * len(named) >= max(len(pieces), 4) else numbers | set(named))
 
 
 def check_question(
-    candidate: str, *, original: str, response: str, siblings: Iterable[tuple[str, ...]] = (), rules: Rules
+    candidate: str, *, original: str, response: str, siblings: Collection[tuple[str, ...]] = (), rules: Rules
 ) -> Reason | None:
-    """Return the first rule that `candidate` breaks, or None where it may stand in for `original`.
+    """Return the first rule that a synthesized question breaks, or None where it may stand in for `original`.
 
     Args:
         candidate: the synthesized question, on one line.
@@ -143,9 +102,14 @@ def check_question(
         siblings: `word_key` of the questions already accepted for the same original.
         rules: the window and the lengths.
     """
-    return _check_text(candidate, original, frozenset(siblings), rules) or _check_meaning(
-        candidate, original, response, rules
-    )
+    reason = _check_form(candidate, original, rules)
+    if reason is not None:
+        return reason
+    if word_key(candidate) == word_key(original):
+        return Reason.SAME_AS_ORIGINAL
+    if word_key(candidate) in siblings:
+        return Reason.DUPLICATE
+    return check_window(rouge1(candidate, original), rules) or _check_meaning(candidate, original, response, rules)
 
 
 def check_answer(candidate: str, *, original: str, rules: Rules) -> Reason | None:
@@ -154,13 +118,11 @@ def check_answer(candidate: str, *, original: str, rules: Rules) -> Reason | Non
     return reason or (Reason.ANSWER_STRAYS if rouge1(candidate, original) < rules.rouge_low else None)
 
 
-def _check_text(candidate: str, original: str, siblings: frozenset[tuple[str, ...]], rules: Rules) -> Reason | None:
-    key = word_key(candidate)
-    if reason := _check_form(candidate, original, rules):
-        return reason
-    if key == word_key(original):
-        return Reason.SAME_AS_ORIGINAL
-    return Reason.DUPLICATE if key in siblings else check_window(rouge1(candidate, original), rules)
+def check_window(rouge: float, rules: Rules) -> Reason | None:
+    """Return the side on which a ROUGE-1 value leaves the window; both ends belong to it."""
+    if rouge > rules.rouge_high + _ROUNDING:
+        return Reason.ROUGE_TOO_HIGH
+    return Reason.ROUGE_TOO_LOW if rouge < rules.rouge_low - _ROUNDING else None
 
 
 def _check_form(candidate: str, original: str, rules: Rules) -> Reason | None:
@@ -171,68 +133,16 @@ def _check_form(candidate: str, original: str, rules: Rules) -> Reason | None:
     return Reason.TOO_LONG if len(candidate) > rules.longest(original) else None
 
 
-def check_window(rouge: float, rules: Rules) -> Reason | None:
-    """Return the side on which a ROUGE-1 value leaves the window; both ends belong to it."""
-    if rouge > rules.rouge_high + _ROUNDING:
-        return Reason.ROUGE_TOO_HIGH
-    return Reason.ROUGE_TOO_LOW if rouge < rules.rouge_low - _ROUNDING else None
-
-
 def _check_meaning(candidate: str, original: str, response: str, rules: Rules) -> Reason | None:
-    if not _asks(candidate, original):
+    if not asks(candidate, original):
         return Reason.NOT_A_QUESTION
-    if _gives_away(candidate, original, response):
+    if gives_away(candidate, original, response):
         return Reason.ANSWERS
-    if not key_tokens(original) <= _tokens(candidate):
+    if not keys_within(key_tokens(original), candidate):
         return Reason.LOST_KEY_TOKEN
-    if not key_tokens(candidate) <= _tokens(original):
+    if not keys_within(key_tokens(candidate), original):
         return Reason.NEW_KEY_TOKEN
     return Reason.LOST_CONTENT if content_kept(candidate, original) < rules.content_low else None
-
-
-def content_kept(candidate: str, original: str) -> float:
-    """Return the share of the original's content that the candidate keeps, in [0, 1].
-
-    A word weighs its letters beyond the third: in most languages the frequent words, which say little, are the short
-    ones (Zipf). It is kept if the candidate has a word that differs in at most three last letters. 1 where no word is
-    long enough to tell.
-
-    >>> content_kept("What is my favourite drink?", "What is my sister's name?")  # what 1, sister 3, name 1
-    0.2
-    """
-    found = set(split_words(candidate))
-    weights = {word: max(0, len(word) - _SHORT) for word in split_words(original)}
-    kept = sum(weight for word, weight in weights.items() if any(_same_stem(word, other) for other in found))
-    return kept / sum(weights.values()) if any(weights.values()) else 1.0
-
-
-def _same_stem(one: str, other: str) -> bool:
-    common = len(commonprefix([one, other]))
-    return one == other or common >= max(_SHORT + 1, max(len(one), len(other)) - _SHORT)
-
-
-def _asks(candidate: str, original: str) -> bool:
-    """Tell whether `candidate` asks, if `original` does.
-
-    It has a question mark or, as "Tell me when …" does, the question's first word after words of its own.
-    """
-    asked = _QUESTION.search(original)
-    if asked is None or _QUESTION.search(candidate) is not None:
-        return True
-    first = split_words(asked.group())[:1]
-    words = split_words(candidate)
-    return len(words) > len(split_words(original)) and first[0] in words[1:] if first else True
-
-
-def _gives_away(candidate: str, original: str, response: str) -> bool:
-    """Tell whether `candidate` holds more than half of the words that the response adds to the question."""
-    asked = set(split_words(original))
-    added = set(split_words(response)) - asked
-    return 2 * len(added & set(split_words(candidate))) > len(added)
-
-
-def _tokens(text: str) -> set[str]:
-    return set(split_words(text)) | set(re.findall(r"\d+", text))
 
 
 def _is_odd(character: str) -> bool:

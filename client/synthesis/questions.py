@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from client.dialogue import Example
 from client.model import BaseModel
 from client.synthesis.brackets import bracketed
-from client.synthesis.check import DEFAULT_RULES, Reason, Rules, check_question, word_key
+from client.synthesis.check import DEFAULT_RULES, Reason, Rules, check_question
+from client.synthesis.meaning import word_key
 from client.synthesis.prompt import rewrite_prompt
 from client.synthesis.sampling import DEFAULT_TEMPERATURE, Outcome, Sampling, Synthesis, child_of, fill
 

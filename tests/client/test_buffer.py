@@ -25,6 +25,7 @@ from client.dialogue import Annotation, Dialogue, Example, Verdict
 from client.selection import POLICIES, Lexicons
 from client.selection.metrics import Vector
 from client.selection.policy import Action, Decision
+from client.selection.scoring import pack_vector
 from florilegium.errors import ConfigError, FlorilegiumError, InputError, StorageError
 
 DAY = date(2030, 1, 2)
@@ -84,7 +85,8 @@ def state(buffer: PrivateBuffer) -> list[object]:
     items = [
         (
             item.dialogue,
-            replace(item.scored, vector=np.empty(0, np.float32), idd=round(item.scored.idd, 5)),
+            replace(item.scored, vector=np.empty(0, np.float32), idd=0),
+            item.scored.idd,
             item.scored.vector.tobytes(),
             item.annotation,
             item.arrived_index,
@@ -112,8 +114,7 @@ def test_a_kept_dialogue_comes_back_as_it_was(opened: Opener) -> None:
     assert item.dialogue == told
     assert item.decision == decision
     assert decision.action is Action.KEEP
-    assert item.scored.vector.tolist() == pytest.approx([0.6, 0.8], abs=1e-3)
-    assert np.linalg.norm(item.scored.vector) == pytest.approx(1, abs=1e-6)
+    assert item.scored.vector.tolist() == pytest.approx([0.6, 0.8], abs=1 / 4096)
     assert (item.scored.eoe, item.scored.domain, item.scored.idd) == (0.7, "unknown", 1.0)
     assert (item.arrived_index, item.annotation) == (1, None)
 
@@ -172,9 +173,9 @@ def test_memory_equals_the_file_after_every_call(opened: Opener) -> None:
     buffer = opened(policy="improved")
     for key in range(30):
         buffer.offer(dialogue(key), embedded(key))
-        current = [(item.dialogue, round(item.scored.idd, 5)) for item in buffer.dialogues()]
+        current = [(item.dialogue, item.scored.idd) for item in buffer.dialogues()]
         with PrivateBuffer(opened.path, bins=4, lexicons=LEXICONS, read_only=True) as reader:
-            assert [(item.dialogue, round(item.scored.idd, 5)) for item in reader.dialogues()] == current
+            assert [(item.dialogue, item.scored.idd) for item in reader.dialogues()] == current
 
 
 # --- bounds ---
@@ -462,7 +463,7 @@ def test_forgetting_leaves_no_copy_in_any_file(opened: Opener) -> None:
     buffer.annotate(Annotation(dialogue_id="dsecret", verdict=Verdict.IDEAL, ideal=f"ideal {CANARY}"))
     buffer.store_children("dsecret", [child("secret", n, f"{n} {CANARY}" * 50) for n in range(9)], {"copy": 1})
     buffer.request(["dsecret"])
-    vector = buffer.dialogues()[-1].scored.vector.astype("<f2").tobytes()
+    vector = pack_vector(buffer.dialogues()[-1].scored.vector)
     needles = [CANARY.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be")] + [vector, b"dsecret"]
 
     def found() -> list[bool]:

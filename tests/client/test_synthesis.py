@@ -13,7 +13,8 @@ from client.dialogue import Example, derive_id, derive_seed
 from client.model import BaseModel, Generation, Prompt
 from client.synthesis import SYNTHESIZERS, Reason, Rules
 from client.synthesis.brackets import bracketed
-from client.synthesis.check import check_answer, check_question, check_window, key_tokens, word_key
+from client.synthesis.check import check_answer, check_question, check_window
+from client.synthesis.meaning import content_kept, key_tokens, word_key
 from client.synthesis.prompt import rewrite_prompt
 from client.synthesis.questions import judge_replies
 from florilegium.errors import ConfigError
@@ -156,6 +157,7 @@ def test_fair_paraphrases_pass(candidate: str) -> None:
         ("When does the train to York leave tomorrow?", Reason.LOST_KEY_TOKEN),
         ("When does the train to York leave on Friday with Mia?", Reason.NEW_KEY_TOKEN),
         ("When does the train to York leave on Friday 13?", Reason.NEW_KEY_TOKEN),
+        ("In York, is it on Friday, the cook, to tell?", Reason.LOST_CONTENT),
     ],
 )
 def test_each_flaw_has_its_reason(candidate: str, reason: Reason) -> None:
@@ -198,7 +200,7 @@ def test_window_is_exact_at_its_ends(candidate: list[str], original: list[str], 
     low, high = sorted((one, other))
     shared = (Counter(candidate) & Counter(original)).total()
     f1 = Fraction(2 * shared, len(candidate) + len(original))
-    rules = Rules(rouge_low=float(low), rouge_high=float(high), length_ratio=100.0)
+    rules = Rules(rouge_low=float(low), rouge_high=float(high), content_low=0.0, length_ratio=100.0)
     reason = check_question(" ".join(candidate), original=" ".join(original), response="", rules=rules)
     if candidate == original:
         assert reason is Reason.SAME_AS_ORIGINAL
@@ -247,8 +249,43 @@ def test_numbers_and_names_are_keys(text: str, keys: set[str]) -> None:
     assert key_tokens(text) == keys
 
 
+@pytest.mark.parametrize(
+    ("candidate", "asking"),
+    [
+        ("Tell me when the train to York will leave on Friday.", True),
+        ("The train to York leaves on Friday, when it is early.", True),  # the price of knowing no grammar
+        ("When the train to York leaves on Friday.", False),  # no word of its own before
+        ("Train to York when Friday leave", False),  # shorter than the question
+        ("The train to York leaves early on a Friday, I am sure.", False),
+    ],
+)
+def test_request_asks_without_a_question_mark(candidate: str, asking: bool) -> None:
+    assert (reason_for(candidate) is Reason.NOT_A_QUESTION) is not asking
+
+
+def test_statement_needs_no_question_mark() -> None:
+    assert reason_for("Please call the plumber at 9.", "Remind me to call the plumber at 9.", "Yes.") is None
+
+
+def test_content_by_hand() -> None:
+    """Weigh the letters beyond the second: when 2, does 2, the 1, train 3, leave 3: 11 in all."""
+    question = "When does the train leave?"
+    assert content_kept("When do trains go?", question) == 5 / 11
+    assert content_kept("It is leaving", question) == 3 / 11
+    assert content_kept("a trainer", question) == 3 / 11
+    assert content_kept("a trainline", question) == 0  # four letters more: another word
+    assert content_kept("tram", question) == 0
+    assert content_kept("anything", "Is he in?") == 1
+
+
+@given(st.text(), st.text())
+def test_content_is_a_share_and_whole_for_a_copy(candidate: str, original: str) -> None:
+    assert 0 <= content_kept(candidate, original) <= 1
+    assert content_kept(f"{candidate} {original}", original) == 1
+
+
 def test_possessive_and_case_of_a_name_may_change() -> None:
-    assert reason_for("What is the name of anna's dog?", "How is the dog of Anna called?", "Rex") is None
+    assert reason_for("How is the dog of anna called?", "What is the name of Anna's dog?", "Rex") is None
 
 
 def test_answer_may_share_few_words_with_the_candidate() -> None:
@@ -264,7 +301,14 @@ def test_answer_may_repeat_but_not_stray() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"rouge_low": 0.5, "rouge_high": 0.4}, {"rouge_high": 1.5}, {"length_ratio": 0.5}, {"batches": 0}]
+    "values",
+    [
+        {"rouge_low": 0.5, "rouge_high": 0.4},
+        {"rouge_high": 1.5},
+        {"content_low": 2},
+        {"length_ratio": 0.5},
+        {"batches": 0},
+    ],
 )
 def test_rules_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must"):

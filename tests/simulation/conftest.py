@@ -20,7 +20,12 @@ def _record(arm: Arm, seed: int, user: int, number: int, rng: np.random.Generato
     gain = GAINS.get(arm.name, 0.05) * number / ROUNDS + (0.01 * rng.normal() if arm.learns and number else 0.0)
     rows = (ANNOTATIONS * number * (1 + SYNTHESIS)) * arm.trains
     originals, synthesized = rows // 3, rows // 6 * (arm.synthesizer != "none")
-    scores = {"rouge1": 0.3 + gain, "rougeL": 0.28 + gain, "nll": 2.4 - 3 * gain, "forgetting": 0.01 * number * arm.trains}
+    scores = {
+        "rouge1": 0.3 + gain,
+        "rougeL": 0.28 + gain,
+        "nll": 2.4 - 3 * gain,
+        "forgetting": 0.01 * number * arm.trains,
+    }
     return RoundRecord(
         seed=seed,
         user=f"u{user}",

@@ -227,6 +227,8 @@ def persona_rows(count: int = 40) -> list[object]:
                 {"user": 1, "text": "Tell me."},
                 {"user": 2, "text": f"Second says {index}."},
                 {"user": 1, "text": f"First replies {index}."},
+                {"user": 2, "text": f"Until {index}?"},
+                {"user": 1, "text": "See you."},
             ],
         }
         for index in range(count)
@@ -241,8 +243,8 @@ def test_a_user_is_a_set_of_sentences_and_answers_the_other(tmp_path: Path) -> N
     assert ("Hi!", "Hello!") in pairs
     assert ("First asks 3? Tell me.", "Second says 3.") in pairs
     assert ("Second says 3.", "First replies 3.") in pairs
-    # Each of 40 dialogues gives two answers of the second speaker and two of the first.
-    assert sum(len(user.stream) for user in users) == 160
+    # Each of 40 dialogues gives three answers of either speaker.
+    assert sum(len(user.stream) for user in users) == 240
     assert all(turn.response is None for user in users for turn in user.stream)
 
 

@@ -259,6 +259,22 @@ def test_a_question_that_the_stream_gives_away_is_not_held_out() -> None:
     assert len(held_out(copied) & set(others)) >= len(others) - 1
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_held_out_can_be_learned_from_the_stream(seed: int) -> None:
+    config = WorldConfig(turns=100, private=0.6, fact_drift=3.0, style_drift=0.0)
+    talk = Talk.begin(draw_profile(seed, 0, config), config, random.Random(seed))
+    answers = [turn.preferred for turn in talk.turns("key")]
+    held, kinds = hold_out(talk, "key")
+    facts = {talk.preferred(topic, talk.facts[topic]): talk.facts[topic] for topic in talk.profile.private}
+    private = [example.response for example in held if kinds[example.example_id] == "private"]
+    assert len(private) >= 3
+    for response in private:
+        fact = facts[response]
+        value = fact.kind.slots.keys() - set(fact.kind.key)
+        shown = [render(f"{{{name}}}", fact, talk.style) for name in value]
+        assert any(all(text in answer for text in shown) for answer in answers)
+
+
 def test_held_out_questions_probe_what_the_config_wants(users: list[UserData]) -> None:
     for user in users:
         assert set(user.heldout_kinds) == {example.example_id for example in user.heldout}

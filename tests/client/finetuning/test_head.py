@@ -48,7 +48,7 @@ def test_the_head_gives_the_logits_of_the_model(softcap: float | None) -> None:
     )
     model = Gemma2ForCausalLM(config)
     ids = torch.tensor([[3, 1, 4]])
-    hidden = model.get_decoder()(ids).last_hidden_state
+    hidden = model.model(ids).last_hidden_state
     assert torch.allclose(output_head(model)(hidden), model(ids).logits, atol=1e-6)
 
 

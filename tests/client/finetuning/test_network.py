@@ -81,7 +81,7 @@ def reference(model: AdaptedModel, rows: Sequence[Row]) -> tuple[float, Tensor]:
         loss = torch.stack(losses).mean()
         gradient = torch.autograd.grad(loss, list(model.parameters(PERSONAL).values()))
     model.train_only(None)
-    return float(loss), torch.cat([part.flatten() for part in gradient])
+    return float(loss.detach()), torch.cat([part.flatten() for part in gradient])
 
 
 def packed_gradient(

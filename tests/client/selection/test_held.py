@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from client.selection.held import Held
 from client.selection.metrics import idd
 from client.selection.policy import Scored
+from client.selection.scoring import pack_vector, unpack_vector
 
 DOMAINS = ("food", "health", "unknown")
 
@@ -14,7 +15,7 @@ DOMAINS = ("food", "health", "unknown")
 def make_scored(key: int, direction: int, domain: str) -> Scored:
     """Make a set; equal directions have equal vectors, so that ties and duplicates occur."""
     vector = np.random.default_rng(direction).normal(size=8).astype(np.float32)
-    vector /= np.linalg.norm(vector)
+    vector = unpack_vector(pack_vector(vector / np.linalg.norm(vector)))
     return Scored(dialogue_id=f"d{key}", vector=vector, domain=domain, eoe=direction / 10, dss=key / 100)
 
 
@@ -38,6 +39,9 @@ def test_the_index_equals_the_naive_reference_after_any_changes(
             held.replace(row, scored, number)
             kept[row] = scored
         check_against_naive(held, kept)
+    rebuilt = Held.build(capacity, list(zip(kept, held.arrived.tolist(), strict=True)))
+    assert rebuilt.idd.tolist() == held.idd.tolist(), "to the bit"
+    assert rebuilt.nearest_cosine.tolist() == held.nearest_cosine.tolist()
 
 
 def check_against_naive(held: Held, kept: list[Scored]) -> None:
@@ -79,8 +83,8 @@ def test_building_at_once_equals_adding_one_by_one() -> None:
     for number, scored in enumerate(kept):
         added.add(scored, number)
     assert built.ids == added.ids
-    assert np.allclose(built.idd, added.idd, atol=1e-6)
-    assert np.allclose(built.nearest_cosine, added.nearest_cosine, atol=1e-6)
+    assert built.idd.tolist() == added.idd.tolist(), "to the bit"
+    assert built.nearest_cosine.tolist() == added.nearest_cosine.tolist()
     assert built.arrived.tolist() == added.arrived.tolist() == list(range(300))
 
 

@@ -17,6 +17,7 @@ from client.selection.held import Held
 from client.selection.policies import POLICIES, make_policy
 from client.selection.policies.paper import Paper
 from client.selection.policy import Action, Decision, Policy, Scored
+from client.selection.scoring import pack_vector, unpack_vector
 from florilegium.errors import ConfigError
 
 DOMAINS = ("food", "health", "unknown")
@@ -24,8 +25,8 @@ DOMAINS = ("food", "health", "unknown")
 
 def make_scored(key: int, direction: int = 0, domain: str = "food", eoe: float = 0.5, dss: float = 0.1) -> Scored:
     vector = np.random.default_rng(direction).normal(size=8).astype(np.float32)
-    vector /= np.linalg.norm(vector)
-    return Scored(dialogue_id=f"d{key}", vector=vector, domain=domain, eoe=eoe, dss=dss, question_nll=1.0 + eoe)
+    vector = unpack_vector(pack_vector(vector / np.linalg.norm(vector)))
+    return Scored(dialogue_id=f"d{key}", vector=vector, domain=domain, eoe=eoe, dss=dss)
 
 
 def make_stream(length: int, seed: int = 0) -> list[Scored]:
@@ -133,12 +134,14 @@ def test_contract_over_drawn_streams(
     feed(make_policy(name), Held(capacity), [make_scored(key, *each) for key, each in enumerate(drawn)])
 
 
-def test_every_file_of_the_folder_is_registered() -> None:
-    files = {module.name for module in pkgutil.iter_modules(policies.__path__)}
-    assert files == {"improved", "paper", "reservoir", "fifo", "k_center", "eoe", "dss", "idd"}
-    assert len(POLICIES) == len(files)
-    for name in files:
-        assert importlib.import_module(f"client.selection.policies.{name}").__all__
+def test_a_policy_is_one_file_and_one_line() -> None:
+    modules = [
+        importlib.import_module(f"client.selection.policies.{module.name}")
+        for module in pkgutil.iter_modules(policies.__path__)
+    ]
+    factories = [getattr(module, name) for module in modules for name in module.__all__ if not name.endswith("Config")]
+    assert len(factories) == len(modules) == len(POLICIES)
+    assert all(factory in POLICIES.values() for factory in factories)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:

@@ -1,0 +1,303 @@
+"""A whole comparison on a tiny model: equal budgets, resumption, no text in its files, arms by registry."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from client.dialogue import Example, derive_id
+from florilegium.errors import ConfigError, InputError
+from simulation.arms import ARMS, Arm
+from simulation.compare import CompareConfig, Progress, run_compare, users_of_part
+from simulation.records import METRICS, RoundRecord
+from simulation.summary import Summary
+from simulation.users import Turn, UserData
+
+ROOT = Path(__file__).parents[2]
+ARM_NAMES = ("none", "retrieval", "local-random", "local-fifo-nosynth", "retrieval+local", "full-stream")
+WORDS = "red green blue cat dog train coast soup plant water late early".split()
+
+
+def make_user(name: str, turns: int = 14) -> UserData:
+    """Make a user whose texts all hold a canary."""
+    stream = tuple(
+        Turn(
+            turn_id=derive_id(name, number),
+            question=f"CANARY {WORDS[number % 12]} {WORDS[(number * 5) % 12]} of {name}?",
+            preferred=f"CANARY {WORDS[(number * 7) % 12]} it is.",
+            response="CANARY given" if number % 3 == 0 else None,
+            kind=("fact", "chitchat")[number % 2],
+            day=number,
+        )
+        for number in range(turns)
+    )
+    heldout = tuple(
+        Example(
+            question=f"CANARY which {WORDS[number]}?",
+            response=f"CANARY {WORDS[(number * 7) % 12]}.",
+            source_id=derive_id(name, "held", number),
+            example_id=derive_id(name, "held", number),
+        )
+        for number in range(3)
+    )
+    return UserData(user_id=name, stream=stream, heldout=heldout, heldout_kinds={heldout[0].example_id: "private"})
+
+
+USERS = {0: [make_user("ada"), make_user("bo")], 1: [make_user("ada", turns=17)]}
+
+
+def make_config(model: Path, **changes: object) -> CompareConfig:
+    values: dict[str, object] = {
+        "model": str(model), "arms": ARM_NAMES, "bins": 6, "rounds": 2, "annotations_per_round": 3,
+        "holdout_share": 0.3, "synthesis_count": 2, "epochs": 1, "batch_size": 4, "rank": 2, "max_new_tokens": 6,
+        "bootstrap_draws": 200, "workers": 1,
+    }  # fmt: skip
+    return CompareConfig.parse({**values, **changes})
+
+
+def read_records(run: Path) -> list[RoundRecord]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [RoundRecord.model_validate_json(line) for line in lines]
+
+
+def without_seconds(run: Path) -> list[dict[str, object]]:
+    return [record.model_dump(exclude={"seconds"}) for record in read_records(run)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> tuple[Path, Summary, list[Progress]]:
+    """Run all arms once."""
+    run, seen = tmp_path_factory.mktemp("runs") / "run", []
+    summary = run_compare(USERS, make_config(tiny_model_folder), run, progress=seen.append)
+    return run, summary, seen
+
+
+Finished = tuple[Path, Summary, list[Progress]]
+
+
+def test_every_arm_within_the_budget_spends_the_same(finished: Finished) -> None:
+    run, summary, _ = finished
+    spent: dict[tuple[object, ...], dict[str, RoundRecord]] = defaultdict(dict)
+    for record in read_records(run):
+        spent[record.seed, record.user, record.round][record.arm] = record
+    assert len(spent) == 3 * 3  # three users, rounds 0 to 2
+    for (_, _, number), arms in spent.items():
+        assert set(arms) == set(ARM_NAMES)
+        learning = [arms[name] for name in ARM_NAMES if ARMS[name].within_budget]
+        assert {record.annotations for record in learning} == {3 * number}
+        assert len({record.gate_annotations for record in learning}) == 1
+        trained = [arms[name] for name in ARM_NAMES if ARMS[name].within_budget and ARMS[name].trains]
+        assert {record.rows for record in trained} == {3 * number * (1 + 2)}
+        assert len({record.steps for record in trained}) == 1
+        assert arms["none"].annotations == arms["none"].rows == arms["retrieval"].rows == 0
+    assert summary.budgets_equal.annotations
+    assert summary.budgets_equal.training_rows
+    assert summary.arms["local-random"].budget.training_rows == 3 * (9 + 18)
+
+
+def test_the_upper_bound_trains_on_the_stream(finished: Finished) -> None:
+    last = {
+        (record.seed, record.user): record
+        for record in read_records(finished[0])
+        if record.arm == "full-stream" and record.round == 2
+    }
+    for (seed, name), record in last.items():
+        turns = next(len(user.stream) for user in USERS[seed] if user.user_id == name)
+        held_out = record.decisions.get("heldout/keep/held-out", 0)
+        assert record.rows == record.original_rows == turns - held_out
+        assert held_out > 0
+
+
+def test_the_base_model_s_arm_never_changes(finished: Finished) -> None:
+    scores = defaultdict(set)
+    for record in read_records(finished[0]):
+        if record.arm == "none" or record.round == 0:
+            scores[record.seed, record.user].add(tuple(record.scores.items()))
+    assert all(len(each) == 1 for each in scores.values())
+
+
+def test_scores_follow_the_gate(finished: Finished) -> None:
+    promoted = []
+    before: dict[object, dict[str, float]] = {}
+    for record in read_records(finished[0]):
+        if record.arm in ("local-random", "full-stream"):
+            expected = record.candidate if record.promoted else before.get(record.key, record.scores)
+            assert record.scores == expected
+            promoted.append(record.promoted)
+        before[record.key] = record.scores
+    assert True in promoted, "with no promotion this test shows nothing"
+
+
+def test_the_summary_on_the_disk_is_the_returned_one(finished: Finished) -> None:
+    run, summary, _ = finished
+    assert Summary.model_validate_json((run / "summary.json").read_text(encoding="utf-8")) == summary
+    assert list(summary.arms) == list(ARM_NAMES)
+    assert (summary.users, summary.seeds) == (3, [0, 1])
+    assert summary.stream_kinds == {"fact": 7 + 7 + 9, "chitchat": 7 + 7 + 8}
+    assert set(summary.arms["none"].by_kind) == {"private"}
+
+
+def test_no_file_of_a_run_holds_any_text_of_a_user(finished: Finished) -> None:
+    files = [path for path in finished[0].rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {
+        "config.json",
+        "versions.json",
+        "metrics.jsonl",
+        "users.csv",
+        "report.html",
+    }
+    for path in files:
+        assert b"CANARY" not in path.read_bytes(), path.name
+
+
+def test_the_report_names_every_arm(finished: Finished) -> None:
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert all(f">{name}<" in page for name in ARM_NAMES)
+
+
+def test_users_csv_has_one_line_per_user_and_arm(finished: Finished) -> None:
+    run, summary, _ = finished
+    with (run / "users.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(ARM_NAMES)
+    mine = [float(row["rouge1_minus_none"]) for row in rows if row["arm"] == "full-stream"]
+    assert sorted(mine) == pytest.approx(summary.arms["full-stream"].differences["none"]["rouge1"].per_user, abs=1e-5)
+
+
+def test_progress_counts_pieces_and_shows_finished_users(finished: Finished) -> None:
+    seen = finished[2]
+    assert [progress.done for progress in seen] == list(range(19))
+    assert {progress.total for progress in seen} == {18}
+    assert seen[5].summary is None
+    assert seen[6].summary is not None
+    assert seen[6].summary.users == 1
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(finished: Finished, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Kill two workers' parent in the middle, tear its last line, go on with one worker."""
+    run = tmp_path / "run"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import importlib.util, pathlib, sys\n"
+        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
+        "cases = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(cases)\n"
+        "if __name__ == '__main__':\n"
+        f"    config = cases.make_config(pathlib.Path({str(tiny_model_folder)!r}), workers=2)\n"
+        f"    cases.run_compare(cases.USERS, config, pathlib.Path({str(run)!r}))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    log = run / "metrics.jsonl"
+    while not log.exists() or log.read_bytes().count(b"\n") < 4 * 3:
+        assert parent.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    torn = log.read_bytes()
+    log.write_bytes(torn[:-20])
+    seen: list[Progress] = []
+    summary = run_compare(USERS, make_config(tiny_model_folder), run, progress=seen.append)
+    assert 3 <= seen[0].resumed < 18
+    assert without_seconds(run) == without_seconds(finished[0])
+    assert summary.contrasts == finished[1].contrasts
+
+
+def test_a_finished_run_is_only_summed_up_again(finished: Finished, tiny_model_folder: Path) -> None:
+    run, summary, _ = finished
+    records = (run / "metrics.jsonl").read_bytes()
+    again = run_compare(USERS, make_config(tiny_model_folder, workers=2), run)
+    assert (run / "metrics.jsonl").read_bytes() == records
+    assert again == summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "users", "named"),
+    [
+        ({"epochs": 2}, USERS, "epochs"),
+        ({}, {0: USERS[0]}, "data, users"),
+        ({}, {**USERS, 1: [make_user("ada", turns=16)]}, "data"),
+    ],
+)
+def test_another_comparison_is_refused(
+    finished: Finished,
+    tiny_model_folder: Path,
+    changes: Mapping[str, object],
+    users: Mapping[int, list[UserData]],
+    named: str,
+) -> None:
+    with pytest.raises(ConfigError, match=f"differs in {named}; repeat"):
+        run_compare(users, make_config(tiny_model_folder, **changes), finished[0])
+
+
+def test_a_new_arm_is_one_registry_line(
+    finished: Finished, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = Arm(name="mine", title="a new arm", policy="eoe", trains=True)
+    monkeypatch.setitem(ARMS, arm.name, arm)
+    config = make_config(tiny_model_folder, arms=("none", "mine"), rounds=1)
+    summary = run_compare({0: USERS[0][:1]}, config, tmp_path / "run")
+    assert summary.arms["mine"].title == "a new arm"
+    assert summary.arms["mine"].budget.training_rows == 9
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ({}, "no users"),
+        ({0: []}, "no users"),
+        ({0: [make_user("ada"), make_user("ada")]}, "2 users named 'ada'"),
+        ({0: [make_user("ada", turns=0)]}, "'ada' has no stream"),
+    ],
+)
+def test_users_that_cannot_be_compared_are_refused(
+    users: Mapping[int, list[UserData]], message: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_compare(users, make_config(tiny_model_folder), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bins": 5}, "2 rounds of 3 annotations need as many bins, there are 5"),
+        ({"arms": ("none", "locl-random")}, "arm 'locl-random' is unknown; did you mean 'local-random'"),
+        ({"arms": ()}, "arms is empty"),
+        ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'"),
+        ({"learning_rate": 0}, "learning_rate = 0 is refused"),
+        ({"annotation": "al"}, "annotation = 'al' is refused"),
+    ],
+)
+def test_settings_are_checked_where_they_are_declared(changes: Mapping[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(Path("model"), **changes)
+
+
+def test_workers_are_no_part_of_a_run_s_identity() -> None:
+    assert make_config(Path("m"), workers=1).identity() == make_config(Path("m"), workers=7).identity()
+    json.dumps(make_config(Path("m")).identity())
+
+
+def test_users_to_tune_on_and_to_report_on_are_different_halves() -> None:
+    users = [make_user(f"u{number}", turns=1) for number in range(200)]
+    tune, report = users_of_part(users, "tune"), users_of_part(users, "report")
+    assert {u.user_id for u in tune} | {u.user_id for u in report} == {u.user_id for u in users}
+    assert len(tune) + len(report) == 200
+    # Binomial(200, 1/2): 70 to 130 is more than four standard deviations (7.07) on both sides.
+    assert 70 <= len(tune) <= 130
+    assert users_of_part(users[:50], "tune") == [user for user in tune if user in users[:50]]
+
+
+def test_metrics_of_every_record_are_all_there(finished: Finished) -> None:
+    assert all(set(record.scores) == set(METRICS) for record in read_records(finished[0]))

@@ -1,0 +1,172 @@
+"""Workers stream all results, and end with their parent, on errors and on death."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from florilegium.errors import FlorilegiumError, ModelError
+from simulation.workers import stream
+
+ROOT = Path(__file__).parents[2]
+IMPORTS = """
+import os, signal, sys, time
+from florilegium.errors import ModelError
+from simulation.workers import stream
+"""
+
+
+def _count(task: int) -> Iterator[tuple[int, int]]:
+    for part in range(task):
+        yield task, part
+
+
+def test_one_worker_is_this_process_and_keeps_the_order() -> None:
+    assert list(stream(_count, [2, 0, 1], workers=1)) == [(2, 0), (2, 1), (1, 0)]
+
+
+def _script(body: str) -> str:
+    # Spawned workers import the module that defines the function, so it has to be a real file's.
+    return f"{IMPORTS}{body}"
+
+
+def _run(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "script.py"
+    path.write_text(_script(body))
+    return subprocess.run(
+        [sys.executable, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_several_workers_give_every_result_once(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+def play(task):
+    for part in range(task):
+        yield task, part, os.environ["OMP_NUM_THREADS"]
+
+if __name__ == "__main__":
+    print(sorted(stream(play, [3, 1, 2, 0], workers=2)), os.environ.get("OMP_NUM_THREADS"))
+""",
+    )
+    assert done.stdout.strip() == str(sorted((t, p, "1") for t in (3, 1, 2) for p in range(t))) + " " + str(
+        os.environ.get("OMP_NUM_THREADS")
+    )
+
+
+def test_an_error_of_a_task_is_raised_in_the_parent(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+def play(task):
+    yield task
+    raise ModelError("the model is gone", "bring it back")
+
+if __name__ == "__main__":
+    try:
+        for part in stream(play, [1, 2], workers=2):
+            pass
+    except ModelError as error:
+        print(error)
+""",
+    )
+    assert done.stdout.strip() == "the model is gone; bring it back"
+
+
+def test_an_unforeseen_error_is_reported_without_its_message(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+def play(task):
+    raise ValueError("SECRET-CANARY")
+    yield
+
+if __name__ == "__main__":
+    list(stream(play, [1, 2], workers=2))
+""",
+    )
+    assert "ValueError" in done.stderr
+    assert "in play" in done.stderr
+    assert "CANARY" not in done.stdout + done.stderr.replace('raise ValueError("SECRET-CANARY")', "")
+
+
+def test_a_worker_that_dies_is_reported(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+def play(task):
+    yield task
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    list(stream(play, [1, 2], workers=2))
+""",
+    )
+    assert "ended with exit code -9" in done.stderr
+
+
+def test_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(
+        _script(
+            """
+def play(task):
+    while True:
+        time.sleep(0.05)
+        yield os.getpid()
+
+if __name__ == "__main__":
+    for pid in stream(play, [1, 2], workers=2):
+        print(pid, flush=True)
+"""
+        )
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    pids: set[int] = set()
+    while len(pids) < 2:
+        pids.add(int(parent.stdout.readline()))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_errors_cross_the_pipe_whole() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(ModelError("value", "remedy")))
+    assert isinstance(error, FlorilegiumError)
+    assert (str(error), error.exit_code) == ("value; remedy", 4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_tasks_need_no_workers(workers: int) -> None:
+    assert list(stream(_count, [], workers=workers)) == []
