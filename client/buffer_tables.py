@@ -25,7 +25,8 @@ SCHEMA: Final = """
 CREATE TABLE dialogues (
     dialogue_id TEXT PRIMARY KEY, part TEXT NOT NULL, bin INTEGER NOT NULL, arrived INTEGER NOT NULL,
     question TEXT NOT NULL, response TEXT NOT NULL, vector BLOB NOT NULL,
-    domain TEXT NOT NULL, eoe REAL NOT NULL, dss REAL NOT NULL, UNIQUE (part, bin));
+    domain TEXT NOT NULL, eoe REAL NOT NULL, dss REAL NOT NULL,
+    question_words INTEGER NOT NULL, possessives INTEGER NOT NULL, UNIQUE (part, bin));
 CREATE TABLE decisions (
     sequence INTEGER PRIMARY KEY, dialogue_id TEXT NOT NULL UNIQUE, day TEXT NOT NULL, part TEXT NOT NULL,
     action TEXT NOT NULL, victim_id TEXT, reason TEXT NOT NULL, evidence TEXT NOT NULL);
@@ -50,7 +51,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)
 """
 FORGOTTEN: Final = "forgotten"
 _ARRIVALS: Final = "arrivals"
-_DIALOGUE: Final = "d.dialogue_id, d.question, d.response, d.vector, d.domain, d.eoe, d.dss, d.arrived"
+_SCORES: Final = "d.dialogue_id, d.vector, d.domain, d.eoe, d.dss, d.question_words, d.possessives"
 _DECISION: Final = "c.action, c.victim_id, c.reason, c.evidence"
 
 Part = Literal["train", "heldout", "queue", "refused"]
@@ -100,8 +101,18 @@ def _decision(action: str, victim_id: str | None, reason: str, evidence: str) ->
     return Decision(action=Action(action), victim_id=victim_id, reason=reason, evidence=json.loads(evidence))
 
 
-def _scored(dialogue_id: str, vector: bytes, domain: str, eoe: float, dss: float) -> Scored:
-    return Scored(dialogue_id=dialogue_id, vector=unpack_vector(vector), domain=domain, eoe=eoe, dss=dss)
+def _scored(
+    dialogue_id: str, vector: bytes, domain: str, eoe: float, dss: float, question_words: int, possessives: int
+) -> Scored:
+    return Scored(
+        dialogue_id=dialogue_id,
+        vector=unpack_vector(vector),
+        domain=domain,
+        eoe=eoe,
+        dss=dss,
+        question_words=question_words,
+        possessives=possessives,
+    )
 
 
 def _annotation(dialogue_id: str, verdict: str | None, ideal: str | None, origin: str | None) -> Annotation | None:
@@ -124,16 +135,16 @@ def select_pending(sql: sqlite3.Connection) -> list[BufferedDialogue]:
 
 
 def _buffered(sql: sqlite3.Connection, clause: str, *values: str) -> list[BufferedDialogue]:
-    query = f"""SELECT {_DIALOGUE}, a.verdict, a.ideal, a.origin, {_DECISION}
+    query = f"""SELECT {_SCORES}, d.question, d.response, d.arrived, a.verdict, a.ideal, a.origin, {_DECISION}
                 FROM dialogues d JOIN decisions c USING (dialogue_id) LEFT JOIN annotations a USING (dialogue_id)
                 {clause}"""
     return [
         BufferedDialogue(
-            dialogue=Dialogue(question=row[1], response=row[2], dialogue_id=row[0]),
-            scored=_scored(row[0], *row[3:7]),
-            annotation=_annotation(row[0], *row[8:11]),
-            arrived_index=row[7],
-            decision=_decision(*row[11:]),
+            dialogue=Dialogue(question=row[7], response=row[8], dialogue_id=row[0]),
+            scored=_scored(*row[:7]),
+            annotation=_annotation(row[0], *row[10:13]),
+            arrived_index=row[9],
+            decision=_decision(*row[13:]),
         )
         for row in sql.execute(query, values)
     ]
@@ -141,8 +152,8 @@ def _buffered(sql: sqlite3.Connection, clause: str, *values: str) -> list[Buffer
 
 def select_scores(sql: sqlite3.Connection) -> list[tuple[Scored, int]]:
     """Return the numbers of what is held for training, with the number of arrival, in the order of bins."""
-    query = "SELECT dialogue_id, vector, domain, eoe, dss, arrived FROM dialogues WHERE part = 'train' ORDER BY bin"
-    return [(_scored(*row[:5]), row[5]) for row in sql.execute(query)]
+    query = f"SELECT {_SCORES}, d.arrived FROM dialogues d WHERE d.part = 'train' ORDER BY d.bin"
+    return [(_scored(*row[:7]), row[7]) for row in sql.execute(query)]
 
 
 def select_ids(sql: sqlite3.Connection, part: Part) -> list[str]:
@@ -161,7 +172,7 @@ def put_dialogue(
 ) -> None:
     """Store a dialogue in a bin, or move it there with its annotation and children if it is stored already."""
     sql.execute(
-        """INSERT INTO dialogues VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        """INSERT INTO dialogues VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
            ON CONFLICT (dialogue_id) DO UPDATE SET part = excluded.part, bin = excluded.bin""",
         (
             dialogue.dialogue_id,
@@ -174,6 +185,8 @@ def put_dialogue(
             scored.domain,
             scored.eoe,
             scored.dss,
+            scored.question_words,
+            scored.possessives,
         ),
     )
 

@@ -17,12 +17,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Self
 
 import tomli_w
-from pydantic import Field
 
-from client.adapters import PERSONAL, AdaptedModel, AdapterConfig, AdapterStore
+from client.adapters import PERSONAL, AdaptedModel, AdapterStore
 from client.annotation import (
     ANNOTATION_POLICIES,
     Annotator,
@@ -35,66 +34,18 @@ from client.annotation import (
 from client.buffer import BufferedDialogue, PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Example, derive_id, derive_seed
 from client.durable import make_directory, replace_file, storage_errors
-from client.evaluation import Gate, Scores, evaluate, mean_scores
+from client.evaluation import Scores, evaluate, mean_scores
 from client.finetuning import FineTuneConfig, FineTuneReport, Progress, finetune
 from client.model import BaseModel, Embedding, Generation, load_model
-from client.selection.policies import POLICIES
 from client.selection.policy import Decision
-from client.synthesis import DEFAULT_TEMPERATURE, SYNTHESIZERS
+from client.settings import DeviceSettings
+from client.synthesis import SYNTHESIZERS
 from florilegium.errors import ConfigError, InputError, StorageError
-from florilegium.settings import Settings, one_of
 
 __all__ = ["Device", "DeviceSettings", "Observation", "RoundReport"]
 
 KEPT_VERSIONS = 5
 REDRAW_TEMPERATURE = 0.8
-
-
-class DeviceSettings(Settings):
-    """What one device does; the defaults follow the paper where it prints a value.
-
-    Attributes:
-        model: "seedling", a Hub name or a local path.
-        dtype: the weights' type.
-        quantization: None, "int8" or "int4".
-        bins: dialogues that the buffer holds for training.
-        bin_kilobytes: size of one bin: text, embedding and domain tag.
-        policy: how a newcomer meets a full buffer; see `client.selection.policies`.
-        holdout_share: share of arrivals that the gate keeps for itself, never trained on.
-        round_every: dialogues between two learning rounds.
-        annotation: which buffered dialogues are asked about first; see `client.annotation`.
-        annotation_budget: asks per round (per day for "daily"); None takes the policy's own.
-        synthesizer: how similar questions are written; see `client.synthesis`.
-        synthesis_count: how many for each annotated dialogue.
-        synthesis_temperature: of the draws.
-        max_new_tokens: longest response, tokens.
-        start: a round trains a fresh adapter, so that what the buffer no longer holds leaves no trace, or goes on from
-            the present one.
-        adapter: the personal adapter's shape.
-        finetuning: how it is trained.
-        gate: when a candidate replaces the present adapter.
-        seed: everything random derives from it.
-    """
-
-    model: str = "seedling"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["int8", "int4"] | None = None
-    bins: int = Field(128, ge=1)
-    bin_kilobytes: int = Field(22, ge=1)
-    policy: Annotated[str, one_of(POLICIES)] = "improved"
-    holdout_share: float = Field(0.1, ge=0.0, le=0.5)
-    round_every: int = Field(800, ge=1)
-    annotation: Annotated[str, one_of(ANNOTATION_POLICIES)] = "all"
-    annotation_budget: int | None = Field(None, ge=0)
-    synthesizer: Annotated[str, one_of(SYNTHESIZERS)] = "questions"
-    synthesis_count: int = Field(3, ge=0, le=16)
-    synthesis_temperature: float = Field(DEFAULT_TEMPERATURE, gt=0.0)
-    max_new_tokens: int = Field(64, ge=1)
-    start: Literal["fresh", "present"] = "fresh"
-    adapter: AdapterConfig = AdapterConfig()
-    finetuning: FineTuneConfig = FineTuneConfig()
-    gate: Gate = Gate()
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,10 +215,11 @@ class Device:
         """Whether enough dialogues came since the last round."""
         return self.buffer.seen - int(self.buffer.meta("round_seen") or 0) >= self.settings.round_every
 
-    def learn(self, *, progress: Callable[[Progress], None] | None = None) -> RoundReport:
+    def learn(self, *, memory_mb: int | None = None, progress: Callable[[Progress], None] | None = None) -> RoundReport:
         """Run one learning round; a round that was killed goes on where it was.
 
         Args:
+            memory_mb: bound on the process's memory in fine-tuning, MiB, in place of the settings' own.
             progress: called after each step of fine-tuning.
 
         Raises:
@@ -277,7 +229,10 @@ class Device:
         number = int(self.buffer.meta("round") or 0) + 1
         seen = self.buffer.seen
         with self.buffer.frozen():
-            report = self._learn(number, progress)
+            config = self.settings.finetuning
+            report = self._learn(
+                number, config if memory_mb is None else replace(config, memory_mb=memory_mb), progress
+            )
             self.buffer.set_meta("round_seen", str(seen))
             self.buffer.set_meta("round", str(number))
         return report
@@ -344,7 +299,7 @@ class Device:
         decision = self.buffer.offer(dialogue, embedding or self._model.embed([dialogue])[0])
         return Observation(dialogue=dialogue, decision=decision)
 
-    def _learn(self, number: int, progress: Callable[[Progress], None] | None) -> RoundReport:
+    def _learn(self, number: int, config: FineTuneConfig, progress: Callable[[Progress], None] | None) -> RoundReport:
         asked = self._ask(number)
         examples, drops = self._examples()
         probes = _annotated(self.buffer.heldout())
@@ -359,7 +314,7 @@ class Device:
             outcome="no-holdout" if examples else "nothing-annotated",
             version=self.adapters.current,
         )
-        return self._train(report, examples, probes, progress) if examples and probes else report
+        return self._train(report, examples, probes, config, progress) if examples and probes else report
 
     def _ask(self, number: int) -> AskReport:
         """Ask about what would train and what the gate looks at, within one budget."""
@@ -402,6 +357,7 @@ class Device:
         report: RoundReport,
         examples: Sequence[Example],
         probes: Sequence[Example],
+        config: FineTuneConfig,
         progress: Callable[[Progress], None] | None,
     ) -> RoundReport:
         """Train a candidate and let the gate decide; the model is left with the adapter then in use."""
@@ -414,7 +370,7 @@ class Device:
             self._model,
             examples,
             slot=PERSONAL,
-            config=self.settings.finetuning,
+            config=config,
             checkpoint=self._checkpoint,
             progress=progress,
         )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from client.device import Device as Device
-    from client.device import DeviceSettings as DeviceSettings
     from client.dialogue import Annotation as Annotation
     from client.dialogue import Dialogue as Dialogue
     from client.model import load_model as load_model
+    from client.settings import DeviceSettings as DeviceSettings
     from florilegium.errors import FlorilegiumError as FlorilegiumError
     from simulation.compare import CompareConfig as CompareConfig
     from simulation.compare import run_compare as run_compare
@@ -24,7 +24,7 @@ _HOMES = {
     "Annotation": "client.dialogue",
     "CompareConfig": "simulation.compare",
     "Device": "client.device",
-    "DeviceSettings": "client.device",
+    "DeviceSettings": "client.settings",
     "Dialogue": "client.dialogue",
     "FlorilegiumError": "florilegium.errors",
     "generate_users": "simulation.world",

@@ -79,7 +79,7 @@ class _Stage:
         self.oracle = Oracle({turn.turn_id: turn.preferred for turn in task.user.stream})
         self._syntheses: dict[tuple[str, Example], Synthesis] = {}
         self._trained: dict[frozenset[Example], _Trained] = {}
-        self._measured: dict[tuple[object, ...], list[ExampleScore]] = {}
+        self._scores: dict[tuple[frozenset[Example], str, tuple[tuple[str, str], ...]], ExampleScore] = {}
         self.untrained = self._measure_probe(_Trained(rows=frozenset()))
 
     def seed(self, label: str) -> int:
@@ -114,14 +114,24 @@ class _Stage:
     def evaluate(
         self, adapter: _Trained, examples: Sequence[Example], shots: Sequence[Shots] | None = None
     ) -> list[ExampleScore]:
-        """Score an adapter; the same question about the same adapter is computed once."""
-        key = (adapter.rows, *(example.example_id for example in examples), repr(shots))
-        if key not in self._measured:
+        """Score an adapter; nothing is computed twice.
+
+        An adapter is first asked in the round it is trained in and then in every round it is in place, by whatever arm.
+        So the questions that share a call, and with them the last bits of the numbers, do not depend on other arms.
+        """
+        before = [tuple(each) for each in shots] if shots else [()] * len(examples)
+        keys = [(adapter.rows, example.example_id, given) for example, given in zip(examples, before, strict=True)]
+        new = [index for index, key in enumerate(keys) if key not in self._scores]
+        if new:
             with self._wearing(adapter):
-                self._measured[key] = evaluate(
-                    self.model.base, examples, shots=shots, max_new_tokens=self.config.max_new_tokens
+                scores = evaluate(
+                    self.model.base,
+                    [examples[index] for index in new],
+                    shots=[before[index] for index in new] if shots else None,
+                    max_new_tokens=self.config.max_new_tokens,
                 )
-        return self._measured[key]
+            self._scores.update(zip((keys[index] for index in new), scores, strict=True))
+        return [self._scores[key] for key in keys]
 
     def _measure_probe(self, adapter: _Trained) -> _Trained:
         with self._wearing(adapter):
@@ -261,12 +271,14 @@ class _Device:
         return synthesis.children
 
     def _passes(self, candidate: _Trained) -> bool:
-        """Let the device's own gate decide; without anything to judge by, a candidate passes."""
+        """Let the device's own gate decide; with nothing to judge by, no candidate passes."""
         judged = _annotated(self._buffer.heldout())
         if not judged:
-            return True
-        new, old = (mean_scores(self._stage.evaluate(each, judged)) for each in (candidate, self._present))
-        return _GATE.better_or_equal(new, old)
+            return False
+        # One call answers the gate's questions and those of the report: a call costs as much as its longest answer.
+        new = self._stage.evaluate(candidate, [*judged, *self._stage.user.heldout])[: len(judged)]
+        old = self._stage.evaluate(self._present, judged)
+        return _GATE.better_or_equal(mean_scores(new), mean_scores(old))
 
     def _record(self, number: int, lesson: _Lesson, began: float) -> RoundRecord:
         user, kind_of = self._stage.user, {turn.turn_id: turn.kind for turn in self._stage.user.stream}

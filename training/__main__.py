@@ -66,7 +66,7 @@ def prepare(
     """Write the token array of a stage."""
     shares: dict[str, float] = json.loads(mix.read_text(encoding="utf-8"))
     learned = load_tokenizer(work / TOKENIZER_FOLDER)
-    array, summaries = plan_stage(sources(corpora), shares, tokens, learned, seed)
+    array, summaries = plan_stage(sources(corpora, seed), shares, tokens, learned, seed)
     write_stage(work / f"{stage}.bin", array, summaries)
     table = Table("source", "share", "documents", "unique tokens", "used tokens", "epochs")
     for name, summary in summaries.items():
@@ -95,6 +95,7 @@ def train(
     adamw_lr: float = 4e-3,
     weight_decay: float = 0.05,
     report_seconds: float = 600.0,
+    stop_at: Annotated[int | None, typer.Option(help="End the stage at this step of its schedule.")] = None,
     threads: int = 2,
     work: Work = DEFAULT_WORK,
 ) -> None:
@@ -118,7 +119,7 @@ def train(
     reporter = Reporter(console, learned, sample_held_out(held_out, QUICK_BYTES), work / "snapshot", row_tokens)
     model = new_model(model_config(), config.seed)
     rows = Rows(work / f"{stage}.bin", row_tokens)
-    run_stage(model, rows, config, work, report=reporter, console=console)
+    run_stage(model, rows, config, work, report=reporter, console=console, stop_at=stop_at)
 
 
 @app.command()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from training.corpora import Document, Turn
@@ -145,9 +144,8 @@ _KINDS: Final[tuple[tuple[Callable[[random.Random], list[Turn]], int], ...]] = (
 CHATS: Final = 40_000
 
 
-def question_documents(corpora: Path, seed: int = 0, count: int = CHATS) -> Iterator[Document]:
-    """Yield chats of all kinds; the corpora are not needed."""
-    del corpora
+def question_documents(seed: int = 0, count: int = CHATS) -> Iterator[Document]:
+    """Yield chats of all kinds."""
     rng = random.Random(f"questions {seed}")
     makers, weights = zip(*_KINDS, strict=True)
     for index in range(count):

@@ -290,7 +290,7 @@ def train(
     report: Callable[[LlamaForCausalLM, Trained], None] | None = None,
     console: Console | None = None,
     log_every: int = 20,
-    stop_after: int | None = None,
+    stop_at: int | None = None,
 ) -> Trained:
     """Run a stage to its end, from `folder`'s checkpoint if there is one.
 
@@ -302,7 +302,7 @@ def train(
         report: Called every `report_seconds` and at the end.
         console: Where progress goes.
         log_every: Steps between lines of the log.
-        stop_after: Stop, with a checkpoint, after this many steps of this call.
+        stop_at: End the stage, with a checkpoint, at this step: the schedule is the one of `config.steps`.
 
     Returns:
         Where the run stands.
@@ -322,7 +322,7 @@ def train(
     loss = loss_function(model, compiled=config.compiled)
     parameters = list(model.parameters())
     step_tokens = config.row_tokens * config.micro_rows * config.accumulation
-    last = config.steps if stop_after is None else min(config.steps, trained.step + stop_after)
+    last = config.steps if stop_at is None else min(config.steps, stop_at)
     model.train()
     saved = reported = mark = time.monotonic()
     smooth = speed = 0.0

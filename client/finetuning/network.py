@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from client.finetuning.attention import packed_attention
+from client.finetuning.attention import packed_attention, segments_of
 from client.finetuning.batching import Pack, Row, pack
 from client.finetuning.dropout import DropoutSource
 from client.finetuning.head import Head, output_head
@@ -93,7 +93,7 @@ class Network:
         raise AssertionError("the forward pass did not enter the first trained layer")
 
     def _forward(self, packed: Pack) -> Tensor:
-        extra: dict[str, object] = {"segments": packed.lengths} if self.packs else {}
+        extra: dict[str, object] = {"segments": segments_of(packed.lengths, self.device)} if self.packs else {}
         output = self.module.get_decoder()(
             input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, **extra
         )

@@ -22,6 +22,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 _BLOCK_ROWS: Final = 256
+_SCORES: Final = ("eoe", "dss", "question_words", "possessives")
 
 
 class Held:
@@ -38,7 +39,7 @@ class Held:
         self.ids: list[str] = []
         self._codes_by_domain: dict[str, int] = {}
         self._vectors: Vector = np.empty((0, 0), np.float32)
-        self._numbers: dict[str, Floats] = {name: np.zeros(capacity) for name in ("eoe", "dss", "sum", "near")}
+        self._numbers: dict[str, Floats] = {name: np.zeros(capacity) for name in (*_SCORES, "sum", "near")}
         self._codes: Ints = np.zeros(capacity, np.int64)
         self._arrived: Ints = np.zeros(capacity, np.int64)
         self._nearest: Ints = np.full(capacity, -1, np.int64)
@@ -81,6 +82,16 @@ class Held:
     def dss(self) -> Floats:
         """Domain specific scores, (sets,)."""
         return self._numbers["dss"][: len(self)]
+
+    @property
+    def question_words(self) -> Floats:
+        """How many different words the user said, (sets,)."""
+        return self._numbers["question_words"][: len(self)]
+
+    @property
+    def possessives(self) -> Floats:
+        """How many words of the user's say that something is the user's own, (sets,)."""
+        return self._numbers["possessives"][: len(self)]
 
     @property
     def idd(self) -> Floats:
@@ -146,8 +157,8 @@ class Held:
         self._vectors[row] = scored.vector
         self._codes[row] = self._codes_by_domain.setdefault(scored.domain, len(self._codes_by_domain))
         self._arrived[row] = arrived
-        self._numbers["eoe"][row] = scored.eoe
-        self._numbers["dss"][row] = scored.dss
+        for name in _SCORES:
+            self._numbers[name][row] = getattr(scored, name)
         self._last_cosines = None
 
     def _link(self, row: int) -> None:

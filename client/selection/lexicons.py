@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Final
 from client.selection.words import split_words
 from florilegium.errors import InputError
 
-__all__ = ["Lexicons", "copy_lexicons", "load_lexicons", "parse_lexicon"]
+__all__ = ["Lexicons", "copy_lexicons", "load_lexicons", "parse_lexicon", "possessives"]
 
 LONGEST_FILE_BYTES: Final = 1 << 20
 LONGEST_ENTRY_CHARACTERS: Final = 64
@@ -176,6 +177,13 @@ def load_lexicons(directory: Path | None = None) -> Lexicons:
     if not entries:
         raise InputError(f"{directory} holds no *.txt file", "add one file per domain, or delete the folder")
     return Lexicons.of(entries)
+
+
+@cache
+def possessives() -> Lexicons:
+    """Load the words, of many languages, with which users speak of what is theirs, as one domain."""
+    file = resources.files("client.selection") / "possessives.txt"
+    return Lexicons.of({"own": parse_lexicon(file.name, file.read_bytes())})
 
 
 def copy_lexicons(directory: Path) -> None:

@@ -37,6 +37,8 @@ class Scored:
         eoe: entropy of embedding, in the buffer's reading.
         dss: domain specific score.
         idd: in-domain dissimilarity to the buffer as it is now.
+        question_words: how many different words the user said.
+        possessives: how many words of the user's say that something is the user's own ("my", "our", "mein", "我的").
     """
 
     dialogue_id: str
@@ -45,6 +47,8 @@ class Scored:
     eoe: float
     dss: float
     idd: float = 1.0
+    question_words: int = 0
+    possessives: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from client.dialogue import Dialogue
 from client.selection.domains import dominant_domain
-from client.selection.lexicons import Lexicons
+from client.selection.lexicons import Lexicons, possessives
 from client.selection.metrics import Vector, dss
 from client.selection.policy import Scored
 from client.selection.words import split_words
@@ -70,10 +70,13 @@ def score(dialogue: Dialogue, embedding: Embedded, lexicons: Lexicons, reading: 
     if not (np.isfinite(length) and np.isfinite(eoe) and length > 0):
         return None
     domain, specificity = place(dialogue, lexicons)
+    said = split_words(dialogue.question)
     return Scored(
         dialogue_id=dialogue.dialogue_id,
         vector=unpack_vector(pack_vector((wide / length).astype(np.float32))),
         domain=domain,
         eoe=float(eoe),
         dss=specificity,
+        question_words=len(set(said)),
+        possessives=possessives().coverage(said)[0],
     )

@@ -181,20 +181,28 @@ def _answer(row: Mapping[str, object], place: str) -> tuple[str, str, str | None
     return dialogue_id, verdict, ideal
 
 
-def _learn(device: Device, *, quiet: bool) -> RoundReport:
+def _learn(device: Device, *, quiet: bool, memory_mb: int | None = None) -> RoundReport:
     with progress_bar(hidden=quiet) as bar:
         task = bar.add_task("learning", total=None)
-        return device.learn(progress=lambda step: bar.update(task, completed=step.step, total=step.steps))
+        return device.learn(
+            memory_mb=memory_mb, progress=lambda step: bar.update(task, completed=step.step, total=step.steps)
+        )
 
 
 @app.command()
-def learn(directory: Directory, as_json: AsJson = False) -> None:
+def learn(
+    directory: Directory,
+    memory_mb: Annotated[
+        int | None, typer.Option(min=1, help="Memory that fine-tuning may take, MiB; it adapts to it or refuses.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run one learning round: ask, synthesize, fine-tune, and keep the result only if it does no harm.
 
-    Example: florilegium device learn my-device
+    Example: florilegium device learn my-device --memory-mb 600
     """
     with _open(directory) as device:
-        report = _learn(device, quiet=as_json)
+        report = _learn(device, quiet=as_json, memory_mb=memory_mb)
     if as_json:
         print_json(asdict(report))
     else:

@@ -6,11 +6,12 @@ A bank is a TOML file; each table in it is a `Kind`, one thing that can be asked
     ask     how a user asks; blanks in braces, `{a item}` writes the right article
     tell    how a user states the fact
     change  how a user says that the fact is now another one
+    keeps   blanks that stay as they are when the fact changes
     brief   the answer in few words
     full    the answer in more words (`brief` when it is missing)
 
 Blanks that occur in `ask` are the fact's *key* (which pet?); the others are its *value* (the pet's name). A fact
-that changes keeps its key.
+that changes keeps its key, and what `keeps` names.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Kind:
         ask: questions.
         tell: statements of the fact.
         change: statements that the fact has changed.
+        keeps: blanks that a change leaves alone, besides the key.
         brief: short answers.
         full: long answers.
     """
@@ -50,6 +52,7 @@ class Kind:
     ask: tuple[str, ...]
     tell: tuple[str, ...]
     change: tuple[str, ...]
+    keeps: tuple[str, ...]
     brief: tuple[str, ...]
     full: tuple[str, ...]
 
@@ -82,7 +85,7 @@ def _texts(table: Mapping[str, object], field: str) -> tuple[str, ...]:
 def _kind(name: str, domain: str, table: Mapping[str, object], **changed: tuple[str, ...]) -> Kind:
     slots = table.get("slots", {})
     assert isinstance(slots, dict)
-    wordings = {field: _texts(table, field) for field in ("ask", "tell", "change", "brief", "full")} | changed
+    wordings = {field: _texts(table, field) for field in ("ask", "tell", "change", "keeps", "brief", "full")} | changed
     wordings["full"] = wordings["full"] or wordings["brief"]
     return Kind(name=name, domain=domain, slots={str(k): str(v) for k, v in slots.items()}, **wordings)
 

@@ -57,10 +57,10 @@ def draw_fact(kind: Kind, rng: random.Random, *, training: bool, divided: bool =
 
 
 def redraw(fact: Fact, rng: random.Random) -> Fact:
-    """Draw another fact with the same key on the same side."""
-    key = {name: fact.values[name] for name in fact.kind.key}
+    """Draw another fact on the same side, with the same key and what else a change leaves alone."""
+    kept = {name: fact.values[name] for name in (*fact.kind.key, *fact.kind.keeps)}
     for _ in range(_ATTEMPTS):
-        other = _draw(fact.kind, key, rng)
+        other = _draw(fact.kind, kept, rng)
         if other.for_training == fact.for_training and other.values != fact.values:
             return other
     raise AssertionError(f"{fact.kind.name} has too few values")

@@ -23,6 +23,8 @@ def _greet(text: str, rng: random.Random) -> str:
 
 
 def _be_polite(text: str, rng: random.Random) -> str:
+    if not text.endswith("?"):
+        return _greet(text, rng)
     return text[:-1] + rng.choice(_POLITE) + text[-1]
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from client.dialogue import derive_id
 from simulation.world.bank import BLANK, Kind, lines, pool
 from simulation.world.facts import Fact
-from simulation.world.values import draw
+from simulation.world.values import TIMES, draw
 
 __all__ = ["PLAIN", "TONES", "Style", "draw_style", "drift_style", "render"]
 
@@ -122,7 +122,7 @@ def drift_style(style: Style, rng: random.Random) -> Style:
 def _shown(source: str, value: str, style: Style) -> str:
     if source.startswith("@km "):
         return f"{round(int(value) / _KM_PER_MILE, 1):g} miles" if style.miles else f"{value} km"
-    if source == "@time" and style.twelve_hours:
+    if source in TIMES and style.twelve_hours:
         hour, minute = value.split(":")
         return f"{(int(hour) + 11) % 12 + 1}:{minute} {'pm' if int(hour) >= _NOON else 'am'}"
     return value

@@ -18,9 +18,11 @@ from typing import Final
 
 from simulation.world.bank import pool
 
-__all__ = ["MAKERS", "draw"]
+__all__ = ["MAKERS", "TIMES", "draw"]
 
 _LAST_SAFE_DAY: Final = 28
+_MINUTES: Final = (0, 10, 15, 20, 30, 40, 45, 50)
+TIMES: Final = ("@time", "@morning", "@evening")
 _TRIPLED: Final = re.compile(r"(\w)\1\1")
 
 
@@ -39,8 +41,8 @@ def _titled(rng: random.Random) -> str:
     return f"{rng.choice(pool('adjective'))} {rng.choice(pool('noun'))}".title()
 
 
-def _time(rng: random.Random) -> str:
-    return f"{rng.randrange(6, 23):02d}:{rng.choice((0, 10, 15, 20, 30, 40, 45, 50)):02d}"
+def _time(first: int, last: int) -> Callable[[random.Random], str]:
+    return lambda rng: f"{rng.randint(first, last):02d}:{rng.choice(_MINUTES):02d}"
 
 
 def _digits(count: int) -> Callable[[random.Random], str]:
@@ -60,7 +62,9 @@ MAKERS: Final[dict[str, Callable[[random.Random], str]]] = {
     "firm": lambda rng: f"{_family(rng)} {rng.choice(pool('firm_kind'))}",
     "titled": _titled,
     "venue": lambda rng: f"the {_titled(rng)}",
-    "time": _time,
+    "time": _time(6, 22),
+    "morning": _time(6, 11),
+    "evening": _time(18, 23),
     "weekday": lambda rng: rng.choice(pool("weekday")),
     "month": lambda rng: rng.choice(pool("month")),
     "date": lambda rng: f"{rng.randint(1, _LAST_SAFE_DAY)} {rng.choice(pool('month'))}",

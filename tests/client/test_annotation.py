@@ -242,6 +242,17 @@ def test_informativeness_by_hand() -> None:
     assert [each.dialogue_id for each in most_informative_first([c, d, b], [a], 2)] == ["b", "d"]
 
 
+def test_informativeness_remembers_what_was_near_before() -> None:
+    """Work it out with the annotated vector a = (1, 0); c is near a, and stays so when b is chosen.
+
+    cos(a, b) = 0, cos(a, c) = 0.8, cos(a, d) = -0.6: scores 10/2, 4/10, 0.6 · 0.8 = 0.48: b is first.
+    cos(b, c) = -0.6, cos(b, d) = -0.8 are farther: c and d keep their scores, d is next.
+    """
+    b, c, d = point("b", 0, 1, 10.0, 1), point("c", 0.8, -0.6, 4.0, 2), point("d", -0.6, -0.8, 0.6, 3)
+    a = np.array([1, 0], np.float32)
+    assert [each.dialogue_id for each in most_informative_first([b, c, d], [a], 3)] == ["b", "d", "c"]
+
+
 def test_informativeness_without_uncertainty_is_farthest_first() -> None:
     """Work it out by novelty alone: c 1, b 1/2, d 1/5; after c: b (1 - 0) / 2 and d (1 - 0.6) / 2 are unchanged."""
     b, c, d = point("b", 0, 1, None, 1), point("c", -1, 0, None, 2), point("d", 0.6, 0.8, None, 3)

@@ -586,9 +586,7 @@ def test_a_failing_commit_leaves_memory_as_the_file(opened: Opener, monkeypatch:
     assert buffer.offer(dialogue(9), embedded(9)).action is Action.REPLACE
 
 
-@pytest.mark.parametrize(
-    "content", [b"not a database at all" * 50, b"SQLite format 3\x00" + bytes(range(256)) * 40]
-)
+@pytest.mark.parametrize("content", [b"not a database at all" * 50, b"SQLite format 3\x00" + bytes(range(256)) * 40])
 def test_a_damaged_file_is_named(opened: Opener, content: bytes) -> None:
     opened.path.parent.mkdir()
     opened.path.write_bytes(content)
@@ -809,7 +807,9 @@ def operate(opener: Opener, count: int, seed: int, bins: int, policy: str) -> No
                 follow(each, buffer.decisions(each)[-1].decision)
         present = {item.dialogue.dialogue_id: item for item in [*buffer.dialogues(), *buffer.heldout()]}
         assert set(present) == held
-        assert {item.dialogue.dialogue_id: item.annotation for item in present.values() if item.annotation} == annotations
+        assert {
+            item.dialogue.dialogue_id: item.annotation for item in present.values() if item.annotation
+        } == annotations
         assert len(buffer) <= bins
     assert buffer.seen == arrivals
     with PrivateBuffer(opener.path, bins=bins, lexicons=LEXICONS, read_only=True) as reader:

@@ -41,9 +41,7 @@ def messages(question: str, system: str | None, answer: str | None = None) -> li
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_a_prompt_is_what_the_template_renders(
-    tiny_tokenizer: PreTrainedTokenizerFast, system: str | None
-) -> None:
+def test_a_prompt_is_what_the_template_renders(tiny_tokenizer: PreTrainedTokenizerFast, system: str | None) -> None:
     chat = ChatFormat(tiny_tokenizer, 512)
     rendered = tiny_tokenizer.apply_chat_template(
         messages("What now?", system), tokenize=False, add_generation_prompt=True
@@ -157,7 +155,9 @@ def test_a_template_without_a_system_role_puts_it_into_the_first_turn(tiny_token
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     )
-    drops = "{% for m in messages %}{% if m['role'] != 'system' %}<|user|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    drops = (
+        "{% for m in messages %}{% if m['role'] != 'system' %}<|user|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    )
     for template in (refuses, drops):
         prompt = with_template(tiny_tokenizer, template).prompt("What now?", system="Be brief.")
         assert tiny_tokenizer.decode(prompt.ids) == "<|user|>Be brief.\n\nWhat now?<|end|>"

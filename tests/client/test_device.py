@@ -69,11 +69,17 @@ def test_embeddings_do_not_depend_on_the_adapter(tmp_path: Path, tiny_model: Bas
 
 
 def test_a_worse_candidate_is_rolled_back(tmp_path: Path, tiny_model: BaseModel) -> None:
-    wild = {"epochs": 3, "batch_size": 2, "learning_rate": 30.0, "clip_norm": 1.0}
-    with Device.open(make(tmp_path / "d", finetuning=wild), model=tiny_model, annotator=Oracle(IDEALS)) as device:
+    """What the device trains on contradicts its hold-out, so the better it learns, the worse the hold-out fares."""
+    ideals = dict.fromkeys(IDEALS, "zzz zzz zzz zzz zzz zzz")
+    with Device.open(make(tmp_path / "d"), model=tiny_model, annotator=Oracle(ideals)) as device:
         feed(device, 0, 20)
+        ideals |= {item.dialogue.dialogue_id: "My keys hang in the hall." for item in device.buffer.heldout()}
         report = device.learn()
-        assert report.outcome in {"rejected", "not-finite"}
+        assert report.outcome == "rejected"
+        assert report.present is not None
+        assert report.candidate is not None
+        assert report.candidate.nll_per_token > report.present.nll_per_token
+        assert [version.metrics["outcome"] for version in device.adapters.versions()] == ["rejected"]
         assert device.adapters.current is None
         assert device._model.is_blank("personal")
 

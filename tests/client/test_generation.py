@@ -16,7 +16,9 @@ END = frozenset({5})
 PROMPTS = ([1, 20, 21, 22, 23, 3], [1, 40, 3], [1, *range(60, 84), 3], [7], [1, 40, 3], [1, 90, 91, 92, 93, 94, 95, 3])
 
 
-def requests(prompts: Sequence[list[int]] = PROMPTS, limit: int = 12, seeds: Sequence[int] | None = None) -> list[Request]:
+def requests(
+    prompts: Sequence[list[int]] = PROMPTS, limit: int = 12, seeds: Sequence[int] | None = None
+) -> list[Request]:
     given_seeds = seeds or range(len(prompts))
     return [
         Request(ids, 1, len(ids), limit + at % 3, seed)
@@ -108,9 +110,13 @@ def full_states(module: PreTrainedModel, ids: Sequence[int]) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("stops", [END, None])
-def test_states_and_surprisal_are_those_of_one_whole_pass(any_module: PreTrainedModel, stops: frozenset[int] | None) -> None:
+def test_states_and_surprisal_are_those_of_one_whole_pass(
+    any_module: PreTrainedModel, stops: frozenset[int] | None
+) -> None:
     chosen = stops or common_tokens(any_module)
-    for request, row in zip(requests(), generate(any_module, requests(), stop_ids=chosen, with_states=True), strict=True):
+    for request, row in zip(
+        requests(), generate(any_module, requests(), stop_ids=chosen, with_states=True), strict=True
+    ):
         assert row.prompt is not None
         assert row.prompt.states is not None
         assert row.states is not None

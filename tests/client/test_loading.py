@@ -43,7 +43,9 @@ def test_a_folder_without_config_is_refused(folder: Path) -> None:
     assert "has no config.json" in refusal(folder)
 
 
-@pytest.mark.parametrize("config", ["{", "{}", '{"model_type": "unheard"}', '{"auto_map": {"AutoConfig": "a.B"}}', "[]"])
+@pytest.mark.parametrize(
+    "config", ["{", "{}", '{"model_type": "unheard"}', '{"auto_map": {"AutoConfig": "a.B"}}', "[]"]
+)
 def test_an_unknown_config_is_refused(folder: Path, config: str) -> None:
     (folder / "config.json").write_text(config)
     assert "describes none that Transformers knows" in refusal(folder)
@@ -145,9 +147,7 @@ def test_the_model_is_frozen_and_nothing_global_changes(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(
-    folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     described = folder / "tokenizer_config.json"
     config = json.loads(described.read_text())
     del config["pad_token"]
@@ -199,5 +199,3 @@ def test_other_architectures_answer(
     (answer,) = model.respond(["What should I cook?"], max_new_tokens=5)
     assert answer.embedding is not None
     assert answer.embedding.vector.shape == (32,)
-
-

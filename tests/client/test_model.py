@@ -14,7 +14,11 @@ from client.model import BaseModel, Embedding, Prompt
 from client.selection.metrics import eoe_energy, eoe_histogram
 from florilegium.errors import ConfigError, ModelError
 
-QUESTIONS = ("What should I cook for dinner tonight?", "Why?", "My sister is coming to stay. What shall we do on Friday?")
+QUESTIONS = (
+    "What should I cook for dinner tonight?",
+    "Why?",
+    "My sister is coming to stay. What shall we do on Friday?",
+)
 DIALOGUES = tuple(
     Dialogue(question=question, response=response)
     for question, response in zip(QUESTIONS, ("Lentil soup.", "Because.", "Take the train to the coast."), strict=True)
@@ -55,30 +59,22 @@ def test_embedding_by_hand(shared_tiny_model: BaseModel) -> None:
         assert_same(embedding, expected)
 
 
-def test_generation_embeds_in_the_same_pass(shared_tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_embeds_in_the_same_pass(shared_tiny_model: BaseModel) -> None:
     model = shared_tiny_model
     prompts = [model.chat.prompt(question) for question in QUESTIONS]
-    fed: list[int] = []
-    forward = model.module.forward
-
-    def counting(**named: torch.Tensor) -> object:
-        fed.append(named["input_ids"].numel())
-        return forward(**named)
-
-    monkeypatch.setattr(model.module, "forward", counting)
-    monkeypatch.setattr("client.generation.inspect.signature", lambda _function: _Takes)
+    fed: list[tuple[int, ...]] = []
+    hook = model.module.register_forward_pre_hook(
+        lambda _module, _args, named: fed.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
     answers = model.generate(prompts, max_new_tokens=8, embed=True)
-    assert sum(fed) <= len(prompts) * (max(len(prompt.ids) for prompt in prompts) + 8)
-    monkeypatch.undo()
+    hook.remove()
+    assert fed[0] == (3, max(len(prompt.ids) for prompt in prompts))
+    assert all(width == 1 for _, width in fed[1:])
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = greedy(model, prompt.ids, 8)
         assert answer.token_count == len(ids)
         assert answer.text == model.chat.clean(ids)
         assert_same(answer.embedding, by_hand(model, prompt, ids)[1])
-
-
-class _Takes:
-    parameters = ("position_ids",)
 
 
 def greedy(model: BaseModel, ids: Sequence[int], count: int) -> list[int]:

@@ -425,11 +425,8 @@ needs_corpora = pytest.mark.skipif(not CORPORA.is_dir(), reason=f"no corpora in 
 @needs_corpora
 def test_real_personas() -> None:
     path = CORPORA / "persona_chat.jsonl"
-    users = {
-        split: read_users(path, split=split, assembly=Assembly(min_turns=0)) for split in ("train", "evaluate", "all")
-    }
+    users = {split: read_users(path, split=split, assembly=Assembly(min_turns=0)) for split in ("train", "evaluate")}
     # Three of 1,000 dialogues are empty; all 541 personas speak in others as well.
-    assert len(users["all"]) == 541
     assert len(users["train"]) + len(users["evaluate"]) == 541
     assert 220 <= len(users["evaluate"]) <= 320
     for user in users["evaluate"]:

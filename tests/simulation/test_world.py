@@ -99,7 +99,7 @@ def test_a_kind_has_many_values_on_both_sides(kind: Kind) -> None:
         fact = draw_fact(kind, rng, training=training)
         others = {tuple(redraw(fact, rng).values.items()) for _ in range(60)}
         assert len(others) >= 20
-        assert all(dict(values)[name] == fact.values[name] for values in others for name in kind.key)
+        assert all(dict(values)[name] == fact.values[name] for values in others for name in (*kind.key, *kind.keeps))
 
 
 def test_private_life_is_broad() -> None:
@@ -130,7 +130,9 @@ def test_opinions_contradict_each_other() -> None:
 
 
 def fact_of(values: dict[str, str], **slots: str) -> Fact:
-    kind = Kind(name="t", domain="t", slots=slots, ask=(), tell=(), change=(), brief=("Yes, it is so.",), full=())
+    kind = Kind(
+        name="t", domain="t", slots=slots, ask=(), tell=(), change=(), keeps=(), brief=("Yes, it is so.",), full=()
+    )
     return Fact(kind=kind, values=values)
 
 
@@ -261,7 +263,7 @@ def test_a_question_that_the_stream_gives_away_is_not_held_out() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_held_out_can_be_learned_from_the_stream(seed: int) -> None:
-    config = WorldConfig(turns=100, private=0.6, fact_drift=3.0, style_drift=0.0)
+    config = WorldConfig(turns=100, private=0.6, private_facts=8, fact_drift=1.5, style_drift=0.0)
     talk = Talk.begin(draw_profile(seed, 0, config), config, random.Random(seed))
     answers = [turn.preferred for turn in talk.turns("key")]
     held, kinds = hold_out(talk, "key")

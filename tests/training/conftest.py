@@ -7,8 +7,8 @@ from training.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    return list(question_documents(tmp_path_factory.getbasetemp(), count=60))
+def chats() -> list[Document]:
+    return list(question_documents(count=60))
 
 
 @pytest.fixture(scope="session")

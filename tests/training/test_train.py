@@ -40,7 +40,7 @@ def weights(model: LlamaForCausalLM) -> torch.Tensor:
 def test_resumed_equals_uninterrupted(tmp_path: Path, tiny_tokenizer: Tokenizer, rows: Rows) -> None:
     whole, first, second = (tiny_model(tiny_tokenizer) for _ in range(3))
     train(whole, rows, config(decay_steps=3), tmp_path / "whole")
-    stopped = train(first, rows, config(decay_steps=3), tmp_path / "parts", stop_after=2)
+    stopped = train(first, rows, config(decay_steps=3), tmp_path / "parts", stop_at=2)
     assert (stopped.step, stopped.stage) == (2, "one")
     finished = train(second, rows, config(decay_steps=3), tmp_path / "parts")
     assert finished.step == 6

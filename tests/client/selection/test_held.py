@@ -66,7 +66,9 @@ def check_against_naive(held: Held, kept: list[Scored]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(SETS, min_size=1, max_size=30), SETS)
-def test_a_newcomer_costs_what_the_definition_says(descriptions: list[tuple[int, str]], newcomer: tuple[int, str]) -> None:
+def test_a_newcomer_costs_what_the_definition_says(
+    descriptions: list[tuple[int, str]], newcomer: tuple[int, str]
+) -> None:
     kept = [make_scored(number, *each) for number, each in enumerate(descriptions)]
     held = Held.build(40, ((scored, number) for number, scored in enumerate(kept)), seen=7)
     scored = make_scored(99, *newcomer)

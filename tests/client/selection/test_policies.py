@@ -125,12 +125,12 @@ def test_identical_items_are_no_trouble(policy: Policy) -> None:
     st.sampled_from(sorted(POLICIES)),
     st.integers(1, 5),
     st.lists(
-        st.tuples(st.integers(0, 4), st.sampled_from(DOMAINS), st.floats(0, 7), st.floats(0, 1)), min_size=1, max_size=25
+        st.tuples(st.integers(0, 4), st.sampled_from(DOMAINS), st.floats(0, 7), st.floats(0, 1)),
+        min_size=1,
+        max_size=25,
     ),
 )
-def test_contract_over_drawn_streams(
-    name: str, capacity: int, drawn: list[tuple[int, str, float, float]]
-) -> None:
+def test_contract_over_drawn_streams(name: str, capacity: int, drawn: list[tuple[int, str, float, float]]) -> None:
     feed(make_policy(name), Held(capacity), [make_scored(key, *each) for key, each in enumerate(drawn)])
 
 
