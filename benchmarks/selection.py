@@ -35,9 +35,7 @@ from client.selection import Held, Lexicons, Scored, eoe_energy, eoe_histogram, 
 from client.selection.policy import Action
 from florilegium.errors import FlorilegiumError
 
-WORDS: Final = (
-    "what how my the a doctor soup train sister garden is was about with for tell me blue seven Friday".split()
-)
+WORDS: Final = ("what", "how", "my", "the", "doctor", "soup", "train", "sister", "garden", "was", "tell", "Friday")
 BUILT_IN, RANDOM_0_5B = "built-in", "random-0.5b"
 
 
@@ -87,7 +85,9 @@ def random_half_billion(like: BaseModel) -> BaseModel:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    return BaseModel("random-0.5b", Qwen2ForCausalLM(config).eval(), like.tokenizer)
+    module = Qwen2ForCausalLM(config)
+    module.train(False)
+    return BaseModel(RANDOM_0_5B, module, like.tokenizer)
 
 
 def make_dialogue(number: int) -> Dialogue:

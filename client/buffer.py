@@ -6,7 +6,9 @@ failed, so memory never knows better than the disk.
 
 A bin holds text, embedding and domain tag (the paper's is 22 KB, arXiv 2311.12275). A dialogue that does not fit is
 dropped whole, reason "too-large": half a dialogue would teach half an answer. Of a dialogue that is not kept no text is
-stored at all, unless it had to wait for the end of a round; the decision log holds numbers and identifiers.
+stored at all, unless it had to wait for the end of a round; the decision log holds numbers and identifiers. The text of
+a replaced dialogue is overwritten in the file at once and may stay in its log until the next checkpoint (about every
+thousand pages, and at closing); `forget` clears both before it returns.
 """
 
 from __future__ import annotations
@@ -175,7 +177,7 @@ class PrivateBuffer:
     def offer(self, dialogue: Dialogue, embedding: Embedded, *, day: date | None = None) -> Decision:
         """Decide about a dialogue; on return the decision and its effect are on the disk.
 
-        Offering an identifier again gives the stored decision and changes nothing.
+        Offering an identifier again gives the stored decision and changes nothing, as long as the log remembers it.
 
         Args:
             dialogue: the newcomer.
@@ -192,7 +194,8 @@ class PrivateBuffer:
             if known is not None:
                 return known.decision
             self._drain()
-            scored = score(dialogue, embedding, self._lexicons, self._reading)
+            fits = _text_bytes(dialogue.question, dialogue.response) <= self.bin_bytes
+            scored = score(dialogue, embedding, self._lexicons, self._reading) if fits else None
             return self._settle(_Arrival(dialogue, scored, day or _today()))
 
     @contextmanager
@@ -465,10 +468,9 @@ class PrivateBuffer:
 
     def _decide(self, arrival: _Arrival, mirror: _Mirror) -> tuple[Part, Decision]:
         scored = arrival.scored
-        if scored is None:
-            return "refused", Decision(action=Action.DROP, reason="bad-embedding")
-        if (refusal := self._refusal(arrival.dialogue, scored, mirror)) is not None:
-            return "refused", refusal
+        refusal = self._refusal(arrival.dialogue, scored, mirror)
+        if scored is None or refusal is not None:
+            return "refused", refusal or Decision(action=Action.DROP, reason="bad-embedding")
         if self._freezes:
             if mirror.queued >= QUEUE_ROWS:
                 return "refused", Decision(action=Action.DROP, reason="queue-full")
@@ -481,14 +483,16 @@ class PrivateBuffer:
         scores = {"eoe": newcomer.eoe, "dss": newcomer.dss, "idd": newcomer.idd}
         return "train", replace(decision, evidence=scores | dict(decision.evidence))
 
-    def _refusal(self, dialogue: Dialogue, scored: Scored, mirror: _Mirror) -> Decision | None:
-        hidden = mirror.held.hidden_size
-        if hidden is not None and len(scored.vector) != hidden:
-            raise StorageError(
-                f"{self.path} holds embeddings of {hidden} numbers, got one of {len(scored.vector)}",
-                "use the base model it was filled with, or another folder",
-            )
-        size = _text_bytes(dialogue.question, dialogue.response, scored.domain) + len(pack_vector(scored.vector))
+    def _refusal(self, dialogue: Dialogue, scored: Scored | None, mirror: _Mirror) -> Decision | None:
+        size = _text_bytes(dialogue.question, dialogue.response)
+        if scored is not None:
+            hidden = mirror.held.hidden_size
+            if hidden not in {None, len(scored.vector)}:
+                raise StorageError(
+                    f"{self.path} holds embeddings of {hidden} numbers, got one of {len(scored.vector)}",
+                    "use the base model it was filled with, or another folder",
+                )
+            size += _text_bytes(scored.domain) + len(pack_vector(scored.vector))
         if size <= self.bin_bytes:
             return None
         evidence = {"bytes": float(size), "bin_bytes": float(self.bin_bytes)}

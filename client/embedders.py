@@ -60,12 +60,12 @@ class SentenceEmbedder:
 
     def embed(self, dialogues: Sequence[Dialogue]) -> list[Embedding]:
         """Embed dialogues; question and response are read as one text, each on a line."""
-        texts = [f"{dialogue.question}\n{dialogue.response}" for dialogue in dialogues]
+        texts = [f"{dialogue.question}\n{dialogue.response}".strip() for dialogue in dialogues]
         outputs = self._encoder.encode(texts, output_value=None, show_progress_bar=False)
         embeddings = []
         for output, own in zip(outputs, self._base.embed(dialogues), strict=True):
             kept = output["attention_mask"].bool()
-            states = output["token_embeddings"][kept[: len(output["token_embeddings"])]].float().cpu().numpy()
+            states = output["token_embeddings"][kept].float().cpu().numpy()
             vector = output["sentence_embedding"].float().cpu().numpy()
             vector = (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
             embeddings.append(

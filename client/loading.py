@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,13 +24,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from florilegium.errors import ConfigError, ModelError
+from client.quantization import Quantization, plan_quantization, protect_weights, require_quantization
+from florilegium.errors import ModelError
 
-__all__ = ["SEEDLING", "DType", "Quantization", "load_parts", "locate"]
+__all__ = ["SEEDLING", "DType", "load_parts", "locate"]
 
 SEEDLING: Final = "seedling"
 DType = Literal["auto", "float32", "bfloat16"]
-Quantization = Literal["int8", "int4"]
 
 _FLOAT32_LIMIT_BYTES: Final = 4 * 2**30
 _HUB_SECONDS: Final = 10
@@ -84,27 +85,45 @@ def load_parts(
         ModelError: the folder or the name holds no causal model that can be loaded whole.
         ConfigError: quantization is asked for and its library is not installed.
     """
-    with _quiet():
-        module, tokenizer = _load(source) if Path(source).is_dir() else _load_from_hub(source)
-    module = module.to(_resolve(dtype, module, device))
-    module.requires_grad_(requires_grad=False).eval()
     if quantization is not None:
-        _quantize(module, quantization)
+        require_quantization(quantization)
+    wanted = _Wanted(dtype, quantization, device)
+    with _quiet():
+        module, tokenizer = _load(source, wanted) if Path(source).is_dir() else _load_from_hub(source, wanted)
+    if quantization is None:
+        module = module.to(device=device, dtype=_full_dtype(dtype, module, device))
+    protect_weights(module.requires_grad_(requires_grad=False).eval())
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return module.to(device), tokenizer
+    return module, tokenizer
 
 
-def _load_from_hub(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    dtype: DType
+    quantization: Quantization | None
+    device: torch.device
+
+    def settings(self, config: PreTrainedConfig) -> dict[str, object]:
+        """Return what `from_pretrained` is told; full weights come in their stored type and are cast afterwards."""
+        if self.quantization is None:
+            return {"dtype": "auto"}
+        on_cpu = self.dtype == "auto" and self.device.type == "cpu"
+        computed = torch.float32 if self.dtype == "float32" or on_cpu else torch.bfloat16
+        plan = plan_quantization(config, self.quantization, computed)
+        return {"dtype": computed, "quantization_config": plan, "device_map": {"": self.device}}
+
+
+def _load_from_hub(name: str, wanted: _Wanted) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model of the Hub; one that was downloaded before is loaded without the network."""
     try:
         cached = try_to_load_from_cache(name, "config.json")
         if isinstance(cached, str):
-            return _load(str(Path(cached).parent))
+            return _load(str(Path(cached).parent), wanted)
     except (ModelError, HFValidationError):
         pass  # the download was not complete, or never began
     _require_available(name)
-    return _load(name)
+    return _load(name, wanted)
 
 
 def _require_available(name: str) -> None:
@@ -118,13 +137,13 @@ def _require_available(name: str) -> None:
         ) from None
 
 
-def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(source: str, wanted: _Wanted) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = _load_config(source)
     if config.is_encoder_decoder:
         raise ModelError(
             f"model {source!r} is an encoder-decoder ({config.model_type})", "use a decoder-only causal model"
         )
-    return _load_module(source), _load_tokenizer(source)
+    return _load_module(source, wanted.settings(config)), _load_tokenizer(source)
 
 
 def _load_config(source: str) -> PreTrainedConfig:
@@ -137,10 +156,10 @@ def _load_config(source: str) -> PreTrainedConfig:
         ) from None
 
 
-def _load_module(source: str) -> PreTrainedModel:
+def _load_module(source: str, settings: dict[str, object]) -> PreTrainedModel:
     try:
         module, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", trust_remote_code=False, output_loading_info=True
+            source, trust_remote_code=False, output_loading_info=True, **settings
         )
     except Exception as error:  # the libraries below raise a dozen kinds, some of them bare Exceptions
         raise ModelError(
@@ -170,15 +189,11 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
 
 
-def _resolve(dtype: DType, module: PreTrainedModel, device: torch.device) -> torch.dtype:
+def _full_dtype(dtype: DType, module: PreTrainedModel, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
     large = 4 * sum(parameter.numel() for parameter in module.parameters()) > _FLOAT32_LIMIT_BYTES
     return torch.bfloat16 if large or device.type != "cpu" else torch.float32
-
-
-def _quantize(module: PreTrainedModel, quantization: Quantization) -> None:
-    raise ConfigError(f"quantization {quantization!r} is not there yet")
 
 
 @contextmanager

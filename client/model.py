@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from client.chat import ChatFormat, Prompt
 from client.dialogue import Dialogue
 from client.generation import Request, generate
-from client.loading import SEEDLING, DType, Quantization, load_parts, locate
+from client.loading import SEEDLING, DType, load_parts, locate
+from client.quantization import Quantization
 from client.reading import Row, device_of, read
 from client.selection.metrics import eoe_energy, eoe_histogram
 from florilegium.errors import ConfigError, ModelError

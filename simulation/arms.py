@@ -88,7 +88,6 @@ ARMS: Final[dict[str, Arm]] = {
 DEFAULT_ARMS: Final = (
     "none",
     "retrieval",
-    "local-fifo",
     "local-random",
     "local-paper",
     "local-improved-nosynth",

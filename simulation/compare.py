@@ -8,6 +8,7 @@ goes on with what is missing and ends with the same result.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from client.dialogue import derive_id
 from florilegium.errors import InputError
@@ -31,7 +32,8 @@ from simulation.workers import stream
 __all__ = ["CompareConfig", "Progress", "run_compare", "users_of_part"]
 
 UsersBySeed = Mapping[int, Sequence[UserData]]
-_QUICK_DRAWS = 200
+_QUICK_DRAWS: Final = 200
+_BLOCK_BYTES: Final = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,22 @@ def _identity(users_by_seed: UsersBySeed, config: CompareConfig) -> dict[str, ob
     return config.identity() | {
         "users": {str(seed): len(users) for seed, users in users_by_seed.items()},
         "data": derive_id(*texts),
+        "weights": _weights(config.model),
     }
+
+
+def _weights(model: str) -> str:
+    """Return a hash of a local model's files, so that a run is not continued with another model of the same name."""
+    from client.loading import locate
+
+    folder, digest = Path(locate(model)), hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+    return digest.hexdigest() if folder.is_dir() else model
 
 
 def _missing(users_by_seed: UsersBySeed, config: CompareConfig, finished: frozenset[Key]) -> list[Task]:

@@ -44,8 +44,8 @@ class CompareConfig(Settings):
 
     model: str = "seedling"
     arms: tuple[str, ...] = DEFAULT_ARMS
-    bins: int = Field(36, ge=1)
-    rounds: int = Field(3, ge=1)
+    bins: int = Field(24, ge=1)
+    rounds: int = Field(2, ge=1)
     annotations_per_round: int = Field(12, ge=1)
     annotation: Annotated[str, one_of(ANNOTATION_POLICIES)] = "informative"
     holdout_share: float = Field(0.1, ge=0.0, le=0.5)
@@ -56,7 +56,7 @@ class CompareConfig(Settings):
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(8, ge=1)
     rank: int = Field(8, ge=1)
-    top_layers: int | None = Field(None, ge=1)
+    top_layers: int | None = Field(2, ge=1)
     max_new_tokens: int = Field(32, ge=1)
     bootstrap_draws: int = Field(4000, ge=100)
     seed: int = 0

@@ -95,8 +95,8 @@ _USERS: Final = (
 )
 _KINDS: Final = "ROUGE-1 by what the held-out question probes; ± is half the 95 % interval."
 _KEPT: Final = (
-    "Dialogues in the buffers at the end, by where in the stream they came from. No policy sees these kinds; the first "
-    "bar is the stream itself."
+    "Dialogues in the buffers at the end, by selection policy and by where in the stream they came from. No policy "
+    "sees these kinds; the first bar is the stream itself."
 )
 _DROPS: Final = "Synthesized texts that the checks refused, by reason, over all users."
 _GATES: Final = (
@@ -251,7 +251,7 @@ def _kinds(summary: Summary) -> str:
 
 
 def _kept(summary: Summary) -> str:
-    held = {name: arm.kept for name, arm in summary.arms.items() if arm.kept and arm.budget.training_rows}
+    held = {policy: arm.kept for policy, arm in _by_policy(summary).items() if arm.kept}
     if not held or not summary.stream_kinds:
         return ""
     order = _order(summary.stream_kinds)
@@ -262,6 +262,11 @@ def _kept(summary: Summary) -> str:
     )
     legend = _legend(order)
     return f'<div class="card">{legend}<div class="rows kept">{drawn}</div></div>{_decisions(summary)}'
+
+
+def _by_policy(summary: Summary) -> dict[str, ArmSummary]:
+    """Return one arm for each selection policy: selection does not depend on what an arm does with the dialogues."""
+    return {arm.policy: arm for arm in reversed(summary.arms.values()) if arm.policy}
 
 
 def _order(kinds: Mapping[str, int]) -> list[str]:
@@ -288,16 +293,11 @@ def _legend(names: Sequence[str]) -> str:
 
 
 def _decisions(summary: Summary) -> str:
-    reasons = sorted({reason for arm in summary.arms.values() for reason in arm.decisions})
-    if not reasons:
-        return ""
-    rows = [
-        [_name(name, arm), *(f"{arm.decisions.get(reason, 0):,}" for reason in reasons)]
-        for name, arm in summary.arms.items()
-        if arm.decisions
-    ]
-    table = _table(["arm", *map(escape, reasons)], rows)
-    return f"<details><summary>Why: decisions by reason</summary>{table}</details>"
+    arms = _by_policy(summary)
+    reasons = list(dict.fromkeys(reason for arm in arms.values() for reason in arm.decisions))
+    rows = [[escape(reason), *(f"{arm.decisions.get(reason, 0):,}" for arm in arms.values())] for reason in reasons]
+    table = _table(["part / action / reason", *map(escape, arms)], rows)
+    return f"<details><summary>Why: decisions by reason, over all users</summary>{table}</details>"
 
 
 def _drops(summary: Summary) -> str:

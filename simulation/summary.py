@@ -134,6 +134,7 @@ class ArmSummary(_Value):
 
     Attributes:
         title: what it does.
+        policy: the selection policy that decides what it learns from; null where none does.
         metrics: metric → estimate, after the last round and after the gate.
         before_gate: metric → estimate of the last round's candidate, whether it passed or not; empty without training.
         by_kind: kind of held-out question → metric → estimate.
@@ -149,6 +150,7 @@ class ArmSummary(_Value):
     """
 
     title: str
+    policy: str | None
     metrics: dict[str, Estimate]
     before_gate: dict[str, Estimate]
     by_kind: dict[str, dict[str, Estimate]]
@@ -282,6 +284,7 @@ def _arm(
     final = last[arm.name]
     return ArmSummary(
         title=arm.title,
+        policy=arm.policy if arm.within_budget else None,
         metrics=_estimates([record.scores for record in final], draws),
         before_gate=_estimates([record.candidate for record in final if record.candidate], draws),
         by_kind={

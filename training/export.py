@@ -43,5 +43,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     as_pretrained(tokenizer).save_pretrained(partial)
     if folder.exists():
         folder.replace(retired)
+    # The library writes the weights for their owner alone.
+    (partial / "model.safetensors").chmod(0o644)
     partial.replace(folder)
     shutil.rmtree(retired, ignore_errors=True)

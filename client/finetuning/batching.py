@@ -70,7 +70,7 @@ class Pack:
         rows: what is in it.
         input_ids: `(1, tokens)`.
         position_ids: `(1, tokens)`; they start anew with each row.
-        lengths: tokens of each row.
+        lengths: tokens of each row; those that only round the shape up come last, as a row of their own.
         scored: `(scored,)`, positions whose next token is supervised.
         targets: `(scored,)`, those next tokens.
         owners: `(scored,)`, index of the row each of them belongs to.
@@ -93,8 +93,9 @@ class Pack:
         return torch.tensor(share, device=self.owners.device)[self.owners]
 
     def seeds(self, seed: int, epoch: int) -> list[int]:
-        """Return one dropout seed for each row, which depends on (seed, epoch, example) alone."""
-        return [derive_seed(seed, "dropout", epoch, row.example_id) for row in self.rows]
+        """Return one dropout seed for each length; a row's depends on (seed, epoch, example) alone."""
+        own = [derive_seed(seed, "dropout", epoch, row.example_id) for row in self.rows]
+        return own + [0] * (len(self.lengths) - len(own))
 
 
 def make_rows(model: RowMaker, examples: Sequence[Example]) -> tuple[Row, ...]:
@@ -149,8 +150,8 @@ def micro_batches(rows: Sequence[Row], *, max_tokens: int, packing: bool = True)
     return [tuple(run) for run in runs]
 
 
-def pack(rows: Sequence[Row], device: torch.device) -> Pack:
-    """Lay rows end to end."""
+def pack(rows: Sequence[Row], device: torch.device, *, multiple: int = 1) -> Pack:
+    """Lay rows end to end, and fill up with unscored tokens to a multiple of `multiple` tokens."""
     inputs: list[int] = []
     positions: list[int] = []
     scored: list[int] = []
@@ -163,6 +164,10 @@ def pack(rows: Sequence[Row], device: torch.device) -> Pack:
         targets.extend(row.ids[row.start :])
         owners.extend([index] * row.scored)
 
+    filling = -len(inputs) % multiple
+    inputs.extend([0] * filling)
+    positions.extend(range(filling))
+
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, device=device)
 
@@ -170,7 +175,7 @@ def pack(rows: Sequence[Row], device: torch.device) -> Pack:
         rows=tuple(rows),
         input_ids=tensor(inputs)[None],
         position_ids=tensor(positions)[None],
-        lengths=tuple(row.length for row in rows),
+        lengths=(*(row.length for row in rows), *([filling] if filling else [])),
         scored=tensor(scored),
         targets=tensor(targets),
         owners=tensor(owners),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 __all__ = ["output_head", "weighted_nll"]
 
 Head = Callable[[Tensor], Tensor]
+_MULTIPLE = 32
 
 
 def output_head(module: nn.Module) -> Head:
@@ -87,7 +88,14 @@ def weighted_nll(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head, *
     Returns:
         A scalar, and `(scored,)` float32 in nats.
     """
+    filling = -len(targets) % _MULTIPLE if hidden.dtype == torch.bfloat16 else 0
+    if filling:  # each new shape of a bfloat16 product costs time and memory; see `Network.multiple`
+        hidden, targets, weights = (_filled(tensor, filling) for tensor in (hidden, targets, weights))
     loss, losses = _WeightedNll.apply(  # type: ignore[no-untyped-call]
         hidden, targets, weights, head, chunk
     )
-    return loss, losses
+    return loss, losses[: len(losses) - filling]
+
+
+def _filled(tensor: Tensor, rows: int) -> Tensor:
+    return torch.cat([tensor, tensor.new_zeros(rows, *tensor.shape[1:])])

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from client.dialogue import Example, derive_id
-from client.finetuning.batching import Batch, Row, epoch_batches, make_rows, micro_batches, pack, steps_per_epoch
+from client.finetuning.batching import Batch, Row, epoch_batches, make_rows, micro_batches, steps_per_epoch
 from client.finetuning.checkpoint import Checkpoint, discard_checkpoint, read_checkpoint, write_checkpoint
 from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
 from client.finetuning.head import weighted_nll
 from client.finetuning.interrupt import InterruptGate
-from client.finetuning.memory import PeakMeter, make_plan
+from client.finetuning.memory import PeakMeter, make_plan, resident_bytes
 from client.finetuning.network import Network, recomputed_activations, training_network
 from client.finetuning.optimizer import AdamW, learning_rate
 from client.finetuning.plan import Plan
@@ -93,18 +93,35 @@ def finetune(
 def _prepared(
     model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig, checkpoint: Path | None
 ) -> Iterator[_Run]:
-    dtype = resolve_precision(config.dtype, base_dtype(model.module.parameters()), model.flat(slot).device)
+    dtype = _precision(model, slot, config)
     work = _fingerprint(model, slot, rows, config, dtype)
     saved = read_checkpoint(checkpoint, work) if checkpoint is not None else None
     with ExitStack() as stack:
         network = stack.enter_context(training_network(model, slot, dtype))
-        plan = make_plan(network, rows, config, parameters=model.flat(slot).numel())
-        if saved is not None:
-            plan = plan.resumed(saved.notes)
+        plan = make_plan(
+            network,
+            rows,
+            config,
+            parameters=model.flat(slot).numel(),
+            saves=checkpoint is not None,
+            preferred=Plan.of_checkpoint(saved.notes) if saved is not None else None,
+        )
         if plan.recompute:
             stack.enter_context(recomputed_activations(network))
         gradient = stack.enter_context(_flat_gradient(model, slot))
         yield _Run(network, plan, rows, config, model.flat(slot), gradient, work, saved)
+
+
+def _precision(model: AdaptedModel, slot: str, config: FineTuneConfig) -> torch.dtype:
+    """Return the type to compute in; a copy of the weights must leave half of the budget's room, or it is not made."""
+    device = model.flat(slot).device
+    present = base_dtype(model.module.parameters())
+    dtype = resolve_precision(config.dtype, present, device)
+    if config.dtype == "auto" and dtype != present and config.memory_mb is not None:
+        weights = sum(parameter.numel() for parameter in model.module.parameters()) * dtype.itemsize
+        if 2 * weights > (config.memory_mb << 20) - resident_bytes(device):
+            return present
+    return dtype
 
 
 @contextmanager
@@ -219,7 +236,7 @@ class _Run:
         total = 0.0
         for run in micro_batches(batch.rows, max_tokens=self.plan.micro_tokens, packing=self.network.packs):
             gate.check()
-            packed = pack(run, self.network.device)
+            packed = self.network.pack(run)
             entering = self.cache.entering(packed) if self.cache is not None else None
             seeds = packed.seeds(self.config.seed, batch.epoch)
             hidden = self.network.hidden(packed, seeds=seeds, entering=entering)

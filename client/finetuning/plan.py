@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 __all__ = ["Plan"]
 
@@ -26,12 +27,12 @@ class Plan:
     cache_bytes: int
     peak_bytes: int = 0
 
-    def resumed(self, notes: Mapping[str, float]) -> Plan:
-        """Return the plan that a checkpoint was made under, so that the arithmetic is the same to the last bit."""
-        return Plan(
+    @classmethod
+    def of_checkpoint(cls, notes: Mapping[str, float]) -> Self:
+        """Return the plan that a checkpoint was made under: under it the arithmetic is the same to the last bit."""
+        return cls(
             micro_tokens=int(notes["micro_tokens"]),
             head_rows=int(notes["head_rows"]),
             recompute=bool(notes["recompute"]),
             cache_bytes=int(notes["cache_bytes"]),
-            peak_bytes=int(notes["peak_bytes"]),
         )

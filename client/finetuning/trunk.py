@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from client.finetuning.batching import Pack, Row, micro_batches, pack
+from client.finetuning.batching import Pack, Row, micro_batches
 from client.finetuning.network import Network
 
 __all__ = ["TrunkCache"]
@@ -49,8 +49,11 @@ class TrunkCache:
         """Return the hidden states of the packed rows, `(tokens, hidden)`."""
         missing = [row for row in packed.rows if row.example_id not in self._states]
         known = self._states | self._compute(missing) if missing else self._states
-        return torch.cat([known[row.example_id] for row in packed.rows])
+        states = [known[row.example_id] for row in packed.rows]
+        filling = packed.input_ids.shape[1] - sum(row.length for row in packed.rows)
+        return torch.cat([*states, states[0].new_zeros(filling, self._network.width)])
 
     def _compute(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        states = torch.split(self._network.trunk(pack(rows, self._network.device)), [row.length for row in rows])
-        return {row.example_id: state for row, state in zip(rows, states, strict=True)}
+        packed = self._network.pack(rows)
+        states = torch.split(self._network.trunk(packed), list(packed.lengths))
+        return {row.example_id: state for row, state in zip(rows, states, strict=False)}

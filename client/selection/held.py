@@ -21,7 +21,6 @@ __all__ = ["Held"]
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-_BLOCK_ROWS: Final = 256
 _SCORES: Final = ("eoe", "dss", "question_words", "possessives")
 
 
@@ -52,7 +51,7 @@ class Held:
         for scored, arrived in sets:
             held.ids.append(scored.dialogue_id)
             held._write(len(held) - 1, scored, arrived)
-        held._scan(np.arange(len(held)))
+        held._search(range(len(held)))
         return held
 
     def __len__(self) -> int:
@@ -129,7 +128,7 @@ class Held:
         if not self.ids:
             return np.empty(0, np.float32)
         if self._last_cosines is None or self._last_cosines[0] is not vector:
-            self._last_cosines = (vector, self.vectors @ vector)
+            self._last_cosines = (vector, _dot(self.vectors, vector))
         return self._last_cosines[1]
 
     def idd_of(self, vector: Vector, domain: str) -> float:
@@ -139,17 +138,24 @@ class Held:
 
     def add(self, scored: Scored, arrived: int) -> None:
         """Put a set into the next free bin."""
+        cosines = self.cosines(scored.vector)
         self.ids.append(scored.dialogue_id)
         self._write(len(self) - 1, scored, arrived)
-        self._link(len(self) - 1)
+        self._link(len(self) - 1, np.append(cosines, 0))
 
     def replace(self, row: int, scored: Scored, arrived: int) -> None:
         """Put a set into the bin of another."""
+        cosines = self.cosines(scored.vector)
         orphans = self._unlink(row)
         self.ids[row] = scored.dialogue_id
         self._write(row, scored, arrived)
-        self._link(row)
-        self._scan(orphans)
+        self._link(row, cosines)
+        self._search(orphans)
+
+    def _search(self, rows: Iterable[int]) -> None:
+        """Compute the cosine sums and nearest neighbours of some sets from scratch."""
+        for row in rows:
+            self._settle(row, _dot(self.vectors, self._vectors[row]))
 
     def _write(self, row: int, scored: Scored, arrived: int) -> None:
         if not self._vectors.size:
@@ -161,41 +167,46 @@ class Held:
             self._numbers[name][row] = getattr(scored, name)
         self._last_cosines = None
 
-    def _link(self, row: int) -> None:
-        """Make a set that was just written known to all others."""
-        self._scan(np.array([row]))
-        cosines = (self.vectors @ self._vectors[row]).astype(np.float64)
-        cosines[row] = -np.inf
-        same = self._codes[: len(self)] == self._codes[row]
-        same[row] = False
-        self._numbers["sum"][: len(self)][same] += cosines[same]
-        closer = cosines > self.nearest_cosine
-        self._numbers["near"][: len(self)][closer] = cosines[closer]
+    def _link(self, row: int, cosines: Vector) -> None:
+        """Make a set that was just written and all others known to one another."""
+        others, same = self._settle(row, cosines)
+        self._numbers["sum"][: len(self)][same] += others[same]
+        closer = others > self.nearest_cosine
+        self._numbers["near"][: len(self)][closer] = others[closer]
         self._nearest[: len(self)][closer] = row
 
     def _unlink(self, row: int) -> Ints:
         """Make all others forget a set; return the rows whose nearest neighbour it was."""
-        cosines = (self.vectors @ self._vectors[row]).astype(np.float64)
         same = self._codes[: len(self)] == self._codes[row]
-        self._numbers["sum"][: len(self)][same] -= cosines[same]
+        self._numbers["sum"][: len(self)][same] -= _dot(self.vectors, self._vectors[row])[same]
         self._last_cosines = None
         orphans: Ints = np.flatnonzero(self.nearest == row)
         return orphans
 
-    def _scan(self, rows: Ints) -> None:
-        """Compute the cosine sums and nearest neighbours of some rows from scratch."""
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS]
-            own = (np.arange(len(block)), block)
-            cosines = self._vectors[block] @ self.vectors.T
-            cosines[own] = 0
-            same = self._codes[block, None] == self._codes[: len(self)]
-            self._numbers["sum"][block] = np.where(same, cosines, 0).sum(axis=1, dtype=np.float64)
-            cosines[own] = -np.inf
-            best = cosines.max(axis=1)
-            alone = np.isneginf(best)
-            # Of equals the last, lest a run of equal sets have one neighbour in common, whose removal would cost a
-            # search for each of them.
-            last = len(self) - 1 - cosines[:, ::-1].argmax(axis=1)
-            self._nearest[block] = np.where(alone, -1, last)
-            self._numbers["near"][block] = np.where(alone, -1.0, best)
+    def _settle(self, row: int, cosines: Vector) -> tuple[Floats, NDArray[np.bool_]]:
+        """Store a set's cosine sum and nearest neighbour, given its cosines to all; its own does not matter.
+
+        Of equals the last is the nearest, lest a run of equal sets have one neighbour in common, whose removal would
+        cost a search for each of them.
+
+        Returns:
+            The cosines, minus infinity to itself, and which of the others are of its domain.
+        """
+        others = cosines.astype(np.float64)
+        others[row] = -np.inf
+        same = self._codes[: len(self)] == self._codes[row]
+        same[row] = False
+        last = len(self) - 1 - int(others[::-1].argmax())
+        self._numbers["sum"][row] = others[same].sum()
+        self._nearest[row] = last if len(self) > 1 else -1
+        self._numbers["near"][row] = others[last] if len(self) > 1 else -1.0
+        return others, same
+
+
+def _dot(vectors: Vector, vector: Vector) -> Vector:
+    """Return the dot products of many vectors with one: row by row, on one thread.
+
+    A matrix product would be handed to all cores, which the model may be using; waiting for them costs far more than
+    they save.
+    """
+    return np.vecdot(vectors, vector)

@@ -254,7 +254,7 @@ def test_numbers_and_names_are_keys(text: str, keys: set[str]) -> None:
     [
         ("Tell me when the train to York will leave on Friday.", True),
         ("The train to York leaves on Friday, when it is early.", True),  # the price of knowing no grammar
-        ("When the train to York leaves on Friday.", False),  # no word of its own before
+        ("When the train to York does leave on Friday, I wave.", False),  # no word of its own before
         ("Train to York when Friday leave", False),  # shorter than the question
         ("The train to York leaves early on a Friday, I am sure.", False),
     ],
@@ -285,12 +285,12 @@ def test_content_is_a_share_and_whole_for_a_copy(candidate: str, original: str) 
 
 
 def test_possessive_and_case_of_a_name_may_change() -> None:
-    assert reason_for("How is the dog of anna called?", "What is the name of Anna's dog?", "Rex") is None
+    assert reason_for("What is anna's dog's name?", "What is the name of Anna's dog?", "Rex") is None
 
 
 def test_answer_may_share_few_words_with_the_candidate() -> None:
     # The response adds {it, departs, at, 7, 42, sharp} or, by words, six; three of six are not more than half.
-    assert reason_for("At what time departs it, the train to York on Friday?") is None
+    assert reason_for("When departs it at York, the train to leave on Friday?") is None
 
 
 def test_answer_may_repeat_but_not_stray() -> None:

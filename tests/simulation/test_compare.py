@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ Finished = tuple[Path, Summary, list[Progress]]
 
 def test_every_arm_within_the_budget_spends_the_same(finished: Finished) -> None:
     run, summary, _ = finished
-    spent: dict[tuple[object, ...], dict[str, RoundRecord]] = defaultdict(dict)
+    spent: dict[tuple[int, str, int], dict[str, RoundRecord]] = defaultdict(dict)
     for record in read_records(run):
         spent[record.seed, record.user, record.round][record.arm] = record
     assert len(spent) == 2 * 3  # two users, rounds 0 to 2
@@ -184,8 +185,11 @@ def test_progress_counts_pieces_and_shows_finished_users(finished: Finished) -> 
     assert seen[6].summary.users == 1
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(finished: Finished, tiny_model_folder: Path, tmp_path: Path) -> None:
-    """Kill two workers' parent in the middle, tear its last line, go on with one worker."""
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_and_ends_the_same(
+    finished: Finished, tiny_model_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    """Kill a run in the middle, tear its last line, go on in this process."""
     run = tmp_path / "run"
     script = tmp_path / "script.py"
     script.write_text(
@@ -194,7 +198,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished: Finished, tiny_model_f
         "cases = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(cases)\n"
         "if __name__ == '__main__':\n"
-        f"    config = cases.make_config(pathlib.Path({str(tiny_model_folder)!r}), workers=2)\n"
+        f"    config = cases.make_config(pathlib.Path({str(tiny_model_folder)!r}), workers={workers})\n"
         f"    cases.run_compare(cases.USERS, config, pathlib.Path({str(run)!r}))\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -240,6 +244,18 @@ def test_another_comparison_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"differs in {named}; repeat"):
         run_compare(users, make_config(tiny_model_folder, **changes), finished[0])
+
+
+def test_another_model_of_the_same_name_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    config = make_config(folder, arms=("none",), rounds=1)
+    run_compare({0: USERS[0]}, config, tmp_path / "run")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    with pytest.raises(ConfigError, match="differs in weights; repeat"):
+        run_compare({0: USERS[0]}, config, tmp_path / "run")
 
 
 def test_a_new_arm_is_one_registry_line(

@@ -84,6 +84,12 @@ def test_more_kinds_than_colours_are_folded(make_summary: MakeSummary) -> None:
     assert ">other<" in page
 
 
+def test_what_was_kept_is_shown_once_for_each_policy(make_summary: MakeSummary) -> None:
+    page = render_report(make_summary())  # two policies, however many arms use them
+    assert page.count('class="shares"') == 1 + 2
+    assert page.count("train/keep/free-bin") == 1
+
+
 def test_the_table_shows_the_summary_s_numbers(make_summary: MakeSummary) -> None:
     summary = make_summary()
     text = _text(160, summary)

@@ -29,7 +29,7 @@ SOURCES = [
 @pytest.mark.parametrize("source", SOURCES)
 def test_paraphrases_are_others_and_keep_what_is_rare(source: str) -> None:
     found = paraphrases(source, random.Random(1), 8)
-    assert len(found) >= 4
+    assert len(found) >= 2
     for text in found:
         assert text != source
         assert LEAST_OVERLAP <= overlap(text, source) <= MOST_OVERLAP

@@ -9,11 +9,11 @@ set and the newcomer get a value,
 where r is the rank among them all, from 0 to 1, ties shared; the lowest value leaves, be it the newcomer's.
 
 Why, against the printed rule (`paper`): three strict wins freeze a buffer, a sum does not. Ranks need no scale, so that
-no metric drowns the others and no base model needs its own thresholds. The nearest set rather than the mean over a
-domain is what makes a set redundant. Personal facts are asked about with possessives and in more words than small talk,
-in most languages; where they are not, these ranks are equal and change nothing. Recency lets stale facts go. DSS and the
-surprisal of the question are left out: for small talk is full of lexicon words, and the surprisal is as low or as high
-as the base model's training made it; neither helped on held-out users.
+no metric drowns the others and no base model needs thresholds of its own. What makes a set redundant is its nearest
+neighbour, not the mean over a domain. Personal matters are asked about with possessives and in more words than small
+talk; in a language where they are not, these ranks are equal and change nothing. Recency lets stale facts go. DSS and
+the surprisal of the question are left out: small talk is full of lexicon words, and surprisal is as low or as high as
+the base model's training made it; on held-out users neither helped.
 """
 
 from __future__ import annotations

@@ -117,6 +117,19 @@ def test_a_pack_lays_rows_end_to_end(rows: list[Row]) -> None:
     assert packed.input_ids.shape == packed.position_ids.shape == (1, start)
 
 
+@given(rows=ROWS, multiple=st.integers(1, 9))
+def test_a_rounded_pack_ends_in_tokens_that_count_for_nothing(rows: list[Row], multiple: int) -> None:
+    plain, rounded = (pack(rows, torch.device("cpu"), multiple=factor) for factor in (1, multiple))
+    size = plain.input_ids.shape[1]
+    assert rounded.input_ids.shape[1] % multiple == 0
+    assert size <= rounded.input_ids.shape[1] < size + multiple
+    assert torch.equal(rounded.input_ids[:, :size], plain.input_ids)
+    assert torch.equal(rounded.scored, plain.scored)
+    assert sum(rounded.lengths) == rounded.input_ids.shape[1]
+    assert len(rounded.seeds(0, 0)) == len(rounded.lengths)
+    assert rounded.seeds(0, 0)[: len(rows)] == plain.seeds(0, 0)
+
+
 @given(rows=ROWS)
 def test_token_weights_sum_to_one_and_give_each_its_share(rows: list[Row]) -> None:
     batch = Batch(0, tuple(rows))

@@ -94,8 +94,10 @@ def packed_gradient(
 ) -> tuple[float, Tensor]:
     total, gradient = 0.0, torch.zeros_like(model.flat(PERSONAL))
     for run in [rows] if network.packs else [[row] for row in rows]:
-        packed = pack(run, network.device)
+        packed = network.pack(run)
         own = None if seeds is None else [seeds[rows.index(row)] for row in run]
+        if own is not None and len(packed.lengths) > len(own):
+            own.append(0)
         hidden = network.hidden(packed, seeds=own, entering=cache.entering(packed) if cache else None)
         weights = packed.token_weights(Batch(0, tuple(rows)), "example")
         loss, _ = weighted_nll(hidden[packed.scored], packed.targets, weights, network.head, chunk=5)

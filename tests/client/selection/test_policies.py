@@ -6,6 +6,8 @@ import importlib
 import math
 import pkgutil
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,12 +50,10 @@ def feed(policy: Policy, held: Held, stream: list[Scored], seed: int = 0) -> lis
     """Do what the buffer does with a policy's decisions, and check each against the contract."""
     decisions = []
     for number, scored in enumerate(stream):
-        newcomer = Scored(**{**_fields(scored), "idd": held.idd_of(scored.vector, scored.domain)})
-        before = (list(held.ids), held.vectors.copy(), held.idd)
+        newcomer = replace(scored, idd=held.idd_of(scored.vector, scored.domain))
+        before = (list(held.ids), held.vectors.tolist(), held.idd.tolist())
         decision = policy.decide(newcomer, held, np.random.default_rng((seed, number)))
-        assert (held.ids, *map(np.ndarray.tolist, (held.vectors, held.idd))) == (
-            before[0], before[1].tolist(), before[2].tolist(),
-        ), "a policy looks and does not touch"  # fmt: skip
+        assert (held.ids, held.vectors.tolist(), held.idd.tolist()) == before, "a policy looks and does not touch"
         assert all(math.isfinite(value) for value in decision.evidence.values())
         assert decision.reason
         assert decision.action is not Action.QUEUE
@@ -69,8 +69,13 @@ def feed(policy: Policy, held: Held, stream: list[Scored], seed: int = 0) -> lis
     return decisions
 
 
-def _fields(scored: Scored) -> dict[str, object]:
-    return {name: getattr(scored, name) for name in Scored.__dataclass_fields__}
+def with_scores(scored: Scored, scores: Mapping[str, float]) -> Scored:
+    return replace(
+        scored,
+        eoe=scores.get("eoe", scored.eoe),
+        dss=scores.get("dss", scored.dss),
+        idd=scores.get("idd", scored.idd),
+    )
 
 
 @pytest.fixture(params=POLICIES)
@@ -155,12 +160,12 @@ def test_paper_replaces_only_what_it_beats_on_all_three() -> None:
     held.add(make_scored(1, direction=1, eoe=0.9, dss=0.2), 1)
     held.add(make_scored(2, direction=1, eoe=0.2, dss=0.9), 2)
     # Only the first is weaker in EOE and in DSS; all three are duplicates of one another, so that IDD 0 is beaten.
-    newcomer = Scored(**{**_fields(make_scored(3, direction=2, eoe=0.5, dss=0.5)), "idd": 0.7})
+    newcomer = replace(make_scored(3, direction=2, eoe=0.5, dss=0.5), idd=0.7)
     decision = Paper().decide(newcomer, held, np.random.default_rng(0))
     assert decision.victim_id == "d0"
     assert decision.evidence["beaten"] == 1
     for weaker in ({"eoe": 0.2}, {"dss": 0.2}, {"idd": -0.1}):
-        dropped = Paper().decide(Scored(**{**_fields(newcomer), **weaker}), held, np.random.default_rng(0))
+        dropped = Paper().decide(with_scores(newcomer, weaker), held, np.random.default_rng(0))
         assert dropped.action is Action.DROP, "a tie is not a win"
 
 
@@ -168,7 +173,7 @@ def test_paper_draws_uniformly_among_the_beaten() -> None:
     held = Held(3)
     for key in range(3):
         held.add(make_scored(key, direction=1, eoe=0.1, dss=0.1), key)
-    newcomer = Scored(**{**_fields(make_scored(9, direction=2, eoe=0.5, dss=0.5)), "idd": 0.7})
+    newcomer = replace(make_scored(9, direction=2, eoe=0.5, dss=0.5), idd=0.7)
     victims = Counter(Paper().decide(newcomer, held, np.random.default_rng(seed)).victim_id for seed in range(3000))
     # Each count is binomial(3000, 1/3): standard deviation 26; five of them.
     assert all(abs(count - 1000) < 130 for count in victims.values())
@@ -181,22 +186,28 @@ def test_single_metric_ablations_look_at_their_metric_alone(metric: str) -> None
     held.add(make_scored(0, direction=1, eoe=0.4, dss=0.4), 0)
     held.add(make_scored(1, direction=2, eoe=0.4, dss=0.4), 1)
     worst = {"eoe": 0.0, "dss": 0.0, "idd": -1.0}
-    newcomer = Scored(**{**_fields(make_scored(2)), **worst, metric: 2.0})
+    newcomer = with_scores(make_scored(2), {**worst, metric: 2.0})
     assert make_policy(metric).decide(newcomer, held, np.random.default_rng(0)).action is Action.REPLACE
     best = {"eoe": 2.0, "dss": 2.0, "idd": 2.0}
-    newcomer = Scored(**{**_fields(make_scored(3)), **best, metric: -1.0})
+    newcomer = with_scores(make_scored(3), {**best, metric: -1.0})
     assert make_policy(metric).decide(newcomer, held, np.random.default_rng(0)).action is Action.DROP
 
 
 def test_random_is_a_uniform_sample_of_the_stream() -> None:
-    stream = [make_scored(key, direction=key) for key in range(20)]
     counts: Counter[str] = Counter()
-    for seed in range(1500):
-        held = Held(5)
-        feed(make_policy("random"), held, stream, seed)
+    policy, stream = make_policy("random"), [make_scored(key, direction=key) for key in range(20)]
+    for seed in range(500):
+        held, rng = Held(5), np.random.default_rng(seed)
+        for scored in stream:
+            decision = policy.decide(scored, held, rng)
+            held.seen += 1
+            if decision.action is Action.KEEP:
+                held.add(scored, held.seen)
+            elif decision.victim_id is not None:
+                held.replace(held.ids.index(decision.victim_id), scored, held.seen)
         counts.update(held.ids)
-    # Each of 20 is held with probability 1/4: mean 375, standard deviation 16.8; five of them.
-    assert all(abs(counts[f"d{key}"] - 375) < 84 for key in range(20))
+    # Each of 20 is held with probability 1/4: mean 125, standard deviation 9.7; five of them.
+    assert all(abs(counts[f"d{key}"] - 125) < 49 for key in range(20))
 
 
 def test_fifo_holds_the_newest() -> None:

@@ -24,7 +24,7 @@ class Embedded:
 
 def unit_vectors(count: int, hidden: int, seed: int) -> Vector:
     vectors = np.random.default_rng(seed).normal(size=(count, hidden))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def test_scores_are_of_question_and_response() -> None:
