@@ -25,6 +25,7 @@ __all__ = ["Generated", "Request", "generate"]
 
 _BATCH_ROWS: Final = 64
 _BATCH_TOKENS: Final = 16_384  # rows times longest sequence: bounds the cache
+_BATCH_LOGITS: Final = 2**27  # prompt tokens asked for times vocabulary: 512 MiB of float32
 _ROOM: Final = 32  # spare positions by which a cache grows
 _CUDA_STEPS: Final = 8  # steps between two looks at which rows are finished: a look waits for the device
 
@@ -85,22 +86,26 @@ def generate(
         One result per request, in the same order.
     """
     results: dict[int, Generated] = {}
-    for chosen in _batches(requests):
+    vocabulary = module.config.get_text_config().vocab_size if with_states else 0
+    for chosen in _batches(requests, vocabulary):
         batch = [requests[at] for at in chosen]
         results.update(zip(chosen, _generate_batch(module, batch, stop_ids, temperature, with_states), strict=True))
     return [results[at] for at in range(len(requests))]
 
 
-def _batches(requests: Sequence[Request]) -> Iterator[list[int]]:
+def _batches(requests: Sequence[Request], vocabulary: int) -> Iterator[list[int]]:
     chosen: list[int] = []
-    longest = 0
+    longest = logits = 0
     for at in sorted(range(len(requests)), key=lambda at: (len(requests[at].ids), list(requests[at].ids))):
         length = len(requests[at].ids) + requests[at].limit
-        if chosen and (len(chosen) == _BATCH_ROWS or (len(chosen) + 1) * max(longest, length) > _BATCH_TOKENS):
+        asked = (requests[at].stop - requests[at].start + 1) * vocabulary
+        tokens = (len(chosen) + 1) * max(longest, length)
+        full = len(chosen) == _BATCH_ROWS or tokens > _BATCH_TOKENS or logits + asked > _BATCH_LOGITS
+        if chosen and full:
             yield chosen
-            chosen, longest = [], 0
+            chosen, longest, logits = [], 0, 0
         chosen.append(at)
-        longest = max(longest, length)
+        longest, logits = max(longest, length), logits + asked
     if chosen:
         yield chosen
 
@@ -243,7 +248,7 @@ class _Reader:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may be asked for more than once."""
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(rows)  # type: ignore[arg-type]
         self._positions, self._mask = self._positions[rows], self._mask[rows]
         self._is_padded = not bool(self._mask.all())
 
@@ -267,34 +272,38 @@ class _Reader:
         last = counts.cumsum(dim=0) - 1
         logits = output.logits
         targets = ids.roll(-1, dims=1)[keep].to(self.device)  # the target after a row's last token is not used
-        nats = F.cross_entropy(logits.float(), targets, reduction="none").cpu().split(counts.tolist())
+        nats = F.cross_entropy(logits.float(), targets, reduction="none").cpu()
+        split: tuple[Tensor, ...] = nats.split(counts.tolist())  # type: ignore[no-untyped-call]
         assert output.hidden_states is not None
         states = output.hidden_states[-1].float().cpu()
         readings = [
             Reading(part[:-1], row[self._length - len(prompt) :])
-            for part, row, prompt in zip(nats, states, self.prompts, strict=True)
+            for part, row, prompt in zip(split, states, self.prompts, strict=True)
         ]
         return logits[last.to(self.device)], readings
 
 
 def _new_cache(module: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=module.config)
-    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        _RoomyLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]
+        for layer in cache.layers
+    ]
     return cache
 
 
-class _RoomyLayer(DynamicLayer):
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer that writes into spare room instead of copying all keys and values at every step."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append along the sequence; return all keys and values so far."""
-        if not self.is_initialized:
+        if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             self._spare: tuple[Tensor, Tensor] | None = None
-            return self.keys, self.values
+            return key_states, value_states
         held = self.keys.shape[2]
         length = held + key_states.shape[2]
         if self._spare is None or length > self._spare[0].shape[2]:
@@ -305,7 +314,7 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Keep these rows, in this order."""
         super().reorder_cache(beam_idx)
         self._spare = None

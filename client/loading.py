@@ -91,8 +91,9 @@ def load_parts(
     with _quiet():
         module, tokenizer = _load(source, wanted) if Path(source).is_dir() else _load_from_hub(source, wanted)
     if quantization is None:
-        module = module.to(device=device, dtype=_full_dtype(dtype, module, device))
-    protect_weights(module.requires_grad_(requires_grad=False).eval())
+        module.to(device=device, dtype=_full_dtype(dtype, module, device))  # type: ignore[call-arg]
+    module.requires_grad_(requires_grad=False).eval()  # type: ignore[no-untyped-call]
+    protect_weights(module)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return module, tokenizer
@@ -148,17 +149,20 @@ def _load(source: str, wanted: _Wanted) -> tuple[PreTrainedModel, PreTrainedToke
 
 def _load_config(source: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"the config of model {source!r} describes none that Transformers knows ({_line(error)})",
             "use another model",
         ) from None
+    return config
 
 
 def _load_module(source: str, settings: dict[str, object]) -> PreTrainedModel:
+    module: PreTrainedModel
+    report: dict[str, set[str]]
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        module, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             source, trust_remote_code=False, output_loading_info=True, **settings
         )
     except Exception as error:  # the libraries below raise a dozen kinds, some of them bare Exceptions
@@ -201,10 +205,10 @@ def _quiet() -> Iterator[None]:
     """Keep Transformers from drawing bars and printing reports while a model loads."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bar:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ __all__ = ["Quantization", "plan_quantization", "protect_weights", "require_quan
 Quantization = Literal["int8", "int4"]
 
 _BLOCK: Final = 64
+_REPACKS: Final = "support_avx512bf16_for_cpu"
 
 
 def require_quantization(quantization: Quantization) -> None:
@@ -51,8 +52,8 @@ def plan_quantization(
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line for every product not in float16
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=computed,
@@ -67,8 +68,8 @@ def protect_weights(module: PreTrainedModel) -> None:
     passes through them any more. Adapters need both.
     """
     for layer in module.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+        if hasattr(layer, _REPACKS):
+            setattr(layer, _REPACKS, False)
 
 
 def _unquantized_layers(config: PreTrainedConfig) -> list[str]:
@@ -77,10 +78,10 @@ def _unquantized_layers(config: PreTrainedConfig) -> list[str]:
     A block that spans two rows of a weight is read back wrongly on a CPU.
     """
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config)
-    head = module.get_output_embeddings()
+        module: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    head = module.get_output_embeddings()  # type: ignore[no-untyped-call]
     widths = {
-        name: layer.in_features if isinstance(layer, nn.Linear) else layer.nx
+        name: int(layer.in_features if isinstance(layer, nn.Linear) else layer.nx)
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | Conv1D)
     }

@@ -87,7 +87,7 @@ def _read_batch(module: PreTrainedModel, rows: Sequence[Row], with_states: bool)
     output = module(input_ids=ids.to(device), use_cache=False, logits_to_keep=keep.to(device), **extra)
     targets = ids[:, 1:][keep[:, :-1]].to(device)
     nats = F.cross_entropy(output.logits.float(), targets, reduction="none").cpu()
-    split = nats.split([row.stop - row.start for row in rows])
+    split: tuple[Tensor, ...] = nats.split([row.stop - row.start for row in rows])  # type: ignore[no-untyped-call]
     if not with_states:
         return [Reading(part) for part in split]
     states = output.hidden_states[-1].float().cpu()

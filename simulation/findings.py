@@ -15,6 +15,7 @@ from simulation.summary import REFERENCE, ContrastSummary, Difference, Summary
 __all__ = ["Finding", "Verdict", "describe", "findings", "notes", "signed", "verdict"]
 
 _DIGITS: Final = 3
+_ENOUGH_USERS: Final = 8  # below, a 95 % interval covers less than 90 % where users differ in a skewed way
 
 
 class Verdict(StrEnum):
@@ -146,7 +147,8 @@ def _forgetting(summary: Summary) -> str:
 
 
 def _sample(summary: Summary) -> str:
-    return (
+    said = (
         f"Intervals are 95 % bootstrap intervals over {summary.users} users from {len(summary.seeds)} seeds, one "
         "quantity at a time; differences are paired by user."
     )
+    return said if summary.users >= _ENOUGH_USERS else f"{said} With so few users they are rough."

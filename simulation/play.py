@@ -290,7 +290,7 @@ class _Device:
             arm=self._arm.name,
             round=number,
             seen=self._seen,
-            annotations=self._asked["train"],
+            annotations=lesson.originals if self._arm.sees_everything else self._asked["train"],
             gate_annotations=self._asked["gate"],
             original_rows=lesson.originals,
             synthesized_rows=lesson.synthesized,

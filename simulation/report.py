@@ -7,6 +7,7 @@ report can be made again from `summary.json` alone. The file needs no network, n
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -77,9 +78,15 @@ def render_report(summary: Summary) -> str:
     )
 
 
-_BUDGET_FIELDS: Final = (
-    "annotations", "gate_annotations", "training_rows", "original_rows", "synthesized_rows", "repeated_rows", "steps",
-)  # fmt: skip
+_BUDGET_FIELDS: Final = {
+    "annotations": "annotations",
+    "gate_annotations": "for the gate",
+    "training_rows": "training rows",
+    "original_rows": "original",
+    "synthesized_rows": "synthesized",
+    "repeated_rows": "repeated",
+    "steps": "steps",
+}
 _SCORES: Final = (
     "Held-out questions after the last round, with the adapter that the gate left in place. Dot: mean over users. Bar: "
     "95 % interval of the mean. Hollow dot: mean of the worst-off tenth of users. Dashed: the base model. "
@@ -304,12 +311,9 @@ def _drops(summary: Summary) -> str:
     arms = {name: arm for name, arm in summary.arms.items() if arm.drops or arm.budget.synthesized_rows}
     if not arms:
         return ""
-    reasons = sorted({reason for arm in arms.values() for reason in arm.drops})
-    rows = [
-        [_name(name, arm), f"{sum(arm.drops.values()):,}", *(f"{arm.drops.get(reason, 0):,}" for reason in reasons)]
-        for name, arm in arms.items()
-    ]
-    return _table(["arm", "dropped", *map(escape, reasons)], rows)
+    total = sum((Counter(arm.drops) for arm in arms.values()), Counter[str]())
+    rows = [[escape(reason), *(f"{arm.drops.get(reason, 0):,}" for arm in arms.values())] for reason in sorted(total)]
+    return _table(["reason", *map(escape, arms)], rows)
 
 
 def _budgets(summary: Summary) -> str:
@@ -321,7 +325,7 @@ def _budgets(summary: Summary) -> str:
         ]
         for name, arm in summary.arms.items()
     ]
-    return _table(["arm", *(field.replace("_", " ") for field in _BUDGET_FIELDS), "seconds"], rows)
+    return _table(["arm", *_BUDGET_FIELDS.values(), "seconds"], rows)
 
 
 def _gates(summary: Summary) -> str:

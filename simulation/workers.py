@@ -1,7 +1,7 @@
 """Play tasks in worker processes and stream their results back.
 
 Every worker has one pipe to the parent and no other door: when the parent dies, the pipe breaks and the worker ends.
-Workers are spawned, compute on one thread each, and ignore Ctrl-C, which is the parent's to answer.
+Workers are spawned, compute on one thread each, and form sessions of their own: Ctrl-C is the parent's to answer.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from florilegium.errors import FlorilegiumError
 
@@ -21,6 +22,7 @@ __all__ = ["stream"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+_PATIENCE_SECONDS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ def stream(
         return
     waiting = list(reversed(tasks))
     crew = [_Worker(play) for _ in range(min(workers, len(tasks)))]
+    busy = {worker.pipe: worker for worker in crew}
     try:
-        busy = {worker.pipe: worker for worker in crew}
         for worker in crew:
             worker.pipe.send(waiting.pop())
         while busy:
@@ -69,6 +71,8 @@ def stream(
                 else:
                     del busy[pipe]
     finally:
+        for worker in crew:
+            worker.dismiss(idle=worker.pipe not in busy)
         for worker in crew:
             worker.stop()
 
@@ -94,9 +98,16 @@ class _Worker(Generic[Task, Result]):
         assert isinstance(message, _Part | _End)
         return message
 
-    def stop(self) -> None:
+    def dismiss(self, *, idle: bool) -> None:
+        """Let an idle worker end by itself, and tell a busy one to end."""
         self.pipe.close()
-        self._process.terminate()
+        if not idle:
+            self._process.terminate()
+
+    def stop(self) -> None:
+        """Wait until the worker has cleaned up behind itself."""
+        self._process.join(timeout=_PATIENCE_SECONDS)
+        self._process.kill()
         self._process.join()
 
 
@@ -118,7 +129,8 @@ class _one_thread:  # noqa: N801 (a context manager reads like a function)
 
 
 def _work(pipe: Connection, play: Callable[[Task], Iterator[Result]]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end: temporary folders are removed
     try:
         while True:
             task = pipe.recv()

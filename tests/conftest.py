@@ -14,16 +14,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 
 from client.model import BaseModel, load_model
@@ -65,7 +62,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=SPECIAL_TOKENS[PAD_ID],
         bos_token=SPECIAL_TOKENS[BOS_ID],
@@ -114,20 +111,29 @@ def tiny_model(shared_tiny_model: BaseModel) -> BaseModel:
 
 
 ARCHITECTURES = ("gemma2", "gpt2", "llama", "mistral", "qwen2")
-SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "initializer_range": 0.3}
+SIZES = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "pad_token_id": PAD_ID,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": END_ID,
+}
+# Rotary and absolute positions, grouped heads, sliding windows, capped logits.
+OWN_SIZES: dict[str, dict[str, object]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 16, "final_logit_softcapping": 5.0},
+    "mistral": {"sliding_window": 16},
+}
 
 
 def architecture_config(name: str, vocabulary: int) -> PreTrainedConfig:
-    """Return a tiny configuration: rotary and absolute positions, grouped heads, sliding windows, capped logits."""
-    common = SIZES | {"vocab_size": vocabulary, "pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": END_ID}
-    modern = common | {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256}
-    if name == "gpt2":
-        return GPT2Config(n_positions=256, **common)
-    if name == "gemma2":
-        return Gemma2Config(head_dim=8, sliding_window=16, final_logit_softcapping=5.0, **modern)
-    if name == "mistral":
-        return MistralConfig(sliding_window=16, **modern)
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[name](**modern)
+    """Return a tiny configuration."""
+    sizes = SIZES | OWN_SIZES.get(name, {}) | {"vocab_size": vocabulary, "initializer_range": 0.3}
+    config: PreTrainedConfig = AutoConfig.for_model(name, **sizes)
+    return config
 
 
 @pytest.fixture(scope="session")
@@ -137,10 +143,10 @@ def random_module(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[[str], Pr
     def build(name: str) -> PreTrainedModel:
         with torch.random.fork_rng():
             torch.manual_seed(11)
-            module = AutoModelForCausalLM.from_config(architecture_config(name, len(tiny_tokenizer)))
-        assert isinstance(module, PreTrainedModel)
-        module.requires_grad_(requires_grad=False)
-        return module.eval()
+            config = architecture_config(name, len(tiny_tokenizer))
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        module.requires_grad_(requires_grad=False).eval()  # type: ignore[no-untyped-call]
+        return module
 
     return build
 

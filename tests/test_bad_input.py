@@ -86,7 +86,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, tiny_model: BaseModel) -> Non
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("this machine mounts no tmpfs")
     try:
-        Device.create(disk / "d", DeviceSettings.parse({**SETTINGS, "bins": 1000, "holdout_share": 0.0}))
+        Device.create(
+            disk / "d", DeviceSettings.parse({**SETTINGS, "bins": 1000, "holdout_share": 0.0, "policy": "fifo"})
+        )
         with Device.open(disk / "d", model=tiny_model) as device:
             stored = fill(device)
             assert stored

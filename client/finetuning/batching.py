@@ -19,7 +19,18 @@ from torch import Tensor
 from client.dialogue import Example, derive_id, derive_seed
 from florilegium.errors import InputError
 
-__all__ = ["Batch", "Pack", "Row", "RowMaker", "epoch_batches", "make_rows", "micro_batches", "pack", "steps_per_epoch"]
+__all__ = [
+    "Batch",
+    "Pack",
+    "Row",
+    "RowMaker",
+    "epoch_batches",
+    "make_rows",
+    "micro_batches",
+    "pack",
+    "rounded",
+    "steps_per_epoch",
+]
 
 
 class RowMaker(Protocol):
@@ -135,23 +146,32 @@ def epoch_batches(rows: Sequence[Row], *, seed: int, epoch: int, batch_size: int
 
 
 def micro_batches(rows: Sequence[Row], *, max_tokens: int, packing: bool = True) -> list[tuple[Row, ...]]:
-    """Cut a step's rows into runs of at most `max_tokens` tokens, or of one row where one alone has more.
+    """Cut a step's rows into runs of similar size and at most `max_tokens` tokens, or one row where it has more.
 
     Without `packing` (an architecture that cannot keep packed rows apart) each row stands alone.
     """
+    total = sum(row.length for row in rows)
+    fair = total / math.ceil(total / max_tokens)
     runs: list[list[Row]] = []
-    room = 0
+    size = 0
     for row in rows:
-        if not packing or row.length > room:
+        fits = size + row.length <= max_tokens and size + row.length / 2 <= fair
+        if not (runs and packing and fits):
             runs.append([])
-            room = max_tokens
+            size = 0
         runs[-1].append(row)
-        room -= row.length
+        size += row.length
     return [tuple(run) for run in runs]
 
 
-def pack(rows: Sequence[Row], device: torch.device, *, multiple: int = 1) -> Pack:
-    """Lay rows end to end, and fill up with unscored tokens to a multiple of `multiple` tokens."""
+def rounded(tokens: int) -> int:
+    """Round a count up to one of few: a multiple of 32, and of an eighth of the power of two below it."""
+    step = max(32, 1 << max(0, tokens.bit_length() - 4))
+    return -(-tokens // step) * step
+
+
+def pack(rows: Sequence[Row], device: torch.device, *, rounding: bool = False) -> Pack:
+    """Lay rows end to end; with `rounding`, fill up with tokens that are not scored to one of few sizes."""
     inputs: list[int] = []
     positions: list[int] = []
     scored: list[int] = []
@@ -164,7 +184,7 @@ def pack(rows: Sequence[Row], device: torch.device, *, multiple: int = 1) -> Pac
         targets.extend(row.ids[row.start :])
         owners.extend([index] * row.scored)
 
-    filling = -len(inputs) % multiple
+    filling = rounded(len(inputs)) - len(inputs) if rounding else 0
     inputs.extend([0] * filling)
     positions.extend(range(filling))
 

@@ -29,7 +29,7 @@ class DropoutSource:
         self._threshold = round(rate * _RESOLUTION)
         self.keep = 1.0 - self._threshold / _RESOLUTION
         self._rows: list[tuple[int, int]] = []
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, dropped, mask
         self._generator = torch.Generator()
 
     def begin(self, seeds: Sequence[int], lengths: Sequence[int]) -> None:
@@ -44,15 +44,15 @@ class DropoutSource:
 
     @torch.no_grad()
     def drop(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Return x with entries set to zero (not rescaled: divide by `keep`), and the mask of kept entries in its type.
+        """Return x with entries set to zero (not rescaled: divide by `keep`), and the mask of kept entries, bool.
 
         Args:
             x: `(tokens, inputs)`.
             layer: the layer's number.
         """
         if self._last is None or self._last[0].data_ptr() != x.data_ptr() or self._last[0].shape != x.shape:
-            kept = self.mask(x.shape[1], layer).to(x)
-            self._last = (x, x * kept, kept)
+            kept = self.mask(x.shape[1], layer).to(x.device)
+            self._last = (x, x * kept.to(x.dtype), kept)
         return self._last[1], self._last[2]
 
     def mask(self, width: int, layer: int) -> Tensor:

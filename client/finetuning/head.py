@@ -89,7 +89,7 @@ def weighted_nll(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head, *
         A scalar, and `(scored,)` float32 in nats.
     """
     filling = -len(targets) % _MULTIPLE if hidden.dtype == torch.bfloat16 else 0
-    if filling:  # each new shape of a bfloat16 product costs time and memory; see `Network.multiple`
+    if filling:  # each new shape of a bfloat16 product costs time and memory; see `Network.rounds`
         hidden, targets, weights = (_filled(tensor, filling) for tensor in (hidden, targets, weights))
     loss, losses = _WeightedNll.apply(  # type: ignore[no-untyped-call]
         hidden, targets, weights, head, chunk

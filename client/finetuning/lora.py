@@ -70,7 +70,7 @@ class _FusedLinear(torch.autograd.Function):
             if mask is None:
                 grad_x.addmm_(grad_narrow, a)
             else:
-                grad_x.addcmul_(grad_narrow @ a, mask)
+                grad_x.addcmul_(grad_narrow @ a, mask.to(grad.dtype))
             for factors in ctx.frozen:
                 grad_x.addmm_(grad @ factors.b.to(grad.dtype), factors.a.to(grad.dtype), alpha=factors.scale)
         return grad_x, None, None, None, None, grad_a, grad_b, None, None
@@ -112,7 +112,7 @@ class _SeededDropout(nn.Module):
         if not self.source.is_active:
             return x
         _, kept = self.source.drop(x.detach().reshape(-1, x.shape[-1]), self.number)
-        return x * (kept.view(x.shape) / self.source.keep)
+        return x * (kept.to(x.dtype).view(x.shape) / self.source.keep)
 
 
 @contextmanager

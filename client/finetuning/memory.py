@@ -4,8 +4,9 @@ What a step needs above what the process holds already is
 
     optimizer   16 bytes a parameter: gradient, two moments, one temporary; with a checkpoint its copies as well
     activations micro_tokens × bytes a token, counted on this very model by a forward pass over a few tokens
-    one layer   its activations once more, as gradients and temporaries; and all of it where layers are recomputed
+    one layer   its activations thrice more, as gradients and temporaries
     head        head_rows × vocabulary × bytes of logits, their softmax and its slope
+    code        0.65 MiB for each shape of a bfloat16 product on a processor (oneDNN generates it and keeps it)
     cache       the trunk's hidden states
 
 times a factor for the allocator. Of the ways to cut the work, the fastest that fits is taken.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,9 +25,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
-from client.finetuning.batching import Batch, Row
+from client.finetuning.batching import Batch, Row, epoch_batches, micro_batches
 from client.finetuning.config import FineTuneConfig
 from client.finetuning.head import weighted_nll
 from client.finetuning.network import Network
@@ -38,7 +40,9 @@ __all__ = ["PeakMeter", "make_plan", "resident_bytes"]
 _HEAD_ROWS = (256, 64, 16)
 _PROBE_TOKENS = 32
 _ALLOCATOR = 1.2  # measured: fragments and rounding add less than a fifth
-_SLACK_BYTES = 24 << 20  # measured: scratch space of the matrix library, code loaded at the first step
+_SLACK_BYTES = 48 << 20  # measured: scratch space of the matrix library, code loaded at the first step
+_CODE_BYTES = 650 << 10  # measured
+_EPOCHS_LOOKED_AT = 3
 _STATUS = Path("/proc/self/status")
 
 
@@ -93,15 +97,17 @@ class _Costs:
     layers: int
     logit: int
     vocabulary: int
+    shapes: int  # of products whose code is generated, for one size of a pack
 
-    def peak(self, plan: Plan, longest: int) -> int:
-        """Return what `plan` takes above what is held already."""
-        tokens = max(plan.micro_tokens, longest)
+    def peak(self, plan: Plan, sizes: Set[int]) -> int:
+        """Return what `plan`, with packs of these `sizes`, takes above what is held already."""
+        tokens = max(sizes)
         kept = self.layers * self.entering + self.token_layer if plan.recompute else self.token
         head = plan.head_rows * self.vocabulary * self.logit
-        backward = tokens * (kept + 2 * self.token_layer)
+        backward = tokens * (kept + 3 * self.token_layer)
         forward = tokens * (kept + 4 * self.entering) + head
-        return int(_ALLOCATOR * (self.fixed + max(backward, forward)) + plan.cache_bytes) + _SLACK_BYTES
+        code = self.shapes * (len(sizes) + 1) * _CODE_BYTES
+        return int(_ALLOCATOR * (self.fixed + max(backward, forward)) + plan.cache_bytes + code) + _SLACK_BYTES
 
 
 def make_plan(
@@ -132,7 +138,7 @@ def make_plan(
     held = resident_bytes(network.device)
     longest = max(row.length for row in rows)
     costs = _count(network, longest, parameters, saves)
-    sized = [replace(plan, peak_bytes=held + costs.peak(plan, longest)) for plan in plans]
+    sized = [replace(plan, peak_bytes=held + costs.peak(plan, _sizes(network, rows, config, plan))) for plan in plans]
     for plan in sized:
         if plan.peak_bytes <= config.memory_mb << 20:
             return plan
@@ -173,7 +179,24 @@ def _count(network: Network, longest: int, parameters: int, saves: bool) -> _Cos
         layers=layers,
         logit=size + 8 + (size if size < 4 else 0),
         vocabulary=int(config.vocab_size),
+        shapes=_shapes(network) if network.rounds else 0,
     )
+
+
+def _shapes(network: Network) -> int:
+    """Count the products of one pack: of each shape of layer the weight's two and the factors' five, at the most."""
+    linear = (part for layer in network.layers for part in layer.modules() if isinstance(part, LoraLayer))
+    return 6 * len({(layer.in_features, layer.out_features) for layer in linear})
+
+
+def _sizes(network: Network, rows: Sequence[Row], config: FineTuneConfig, plan: Plan) -> set[int]:
+    """Return the sizes that packs will have (of the first epochs; later ones add few)."""
+    sizes = set()
+    for epoch in range(min(config.epochs, _EPOCHS_LOOKED_AT)):
+        for batch in epoch_batches(rows, seed=config.seed, epoch=epoch, batch_size=config.batch_size):
+            runs = micro_batches(batch.rows, max_tokens=plan.micro_tokens, packing=network.packs)
+            sizes |= {network.size(run) for run in runs}
+    return sizes
 
 
 def _saved_bytes(network: Network, row: Row) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from client.finetuning.attention import packed_attention
-from client.finetuning.batching import Pack, Row, pack
+from client.finetuning.batching import Pack, Row, pack, rounded
 from client.finetuning.dropout import DropoutSource
 from client.finetuning.head import Head, output_head
 from client.finetuning.lora import trainable_layers
@@ -46,7 +46,7 @@ class Network:
         width: of the hidden states.
         depth: number of decoder layers below the first trained one; their output can be cached.
         packs: whether rows can share a forward pass; where they cannot, `Pack`s must hold one row.
-        multiple: token counts are rounded up to a multiple of it. On a processor each new shape of a bfloat16 product
+        rounds: whether token counts are rounded up to one of few. On a processor each new shape of a bfloat16 product
             costs a millisecond and 0.6 MiB of generated code (oneDNN), so there must not be many.
     """
 
@@ -61,11 +61,16 @@ class Network:
         self.layers = _decoder_layers(module)
         self.depth = _first_trained(self.layers)
         self.packs = bool(module._can_set_attn_implementation())
-        self.multiple = 32 if dtype == torch.bfloat16 and self.device.type == "cpu" else 1
+        self.rounds = dtype == torch.bfloat16 and self.device.type == "cpu"
 
     def pack(self, rows: Sequence[Row]) -> Pack:
         """Lay rows end to end for this network."""
-        return pack(rows, self.device, multiple=self.multiple if self.packs else 1)
+        return pack(rows, self.device, rounding=self.rounds and self.packs)
+
+    def size(self, rows: Sequence[Row]) -> int:
+        """Return how many tokens `pack` makes of the rows."""
+        tokens = sum(row.length for row in rows)
+        return rounded(tokens) if self.rounds and self.packs else tokens
 
     def hidden(self, packed: Pack, *, seeds: Sequence[int] | None = None, entering: Tensor | None = None) -> Tensor:
         """Return the final hidden states, `(tokens, hidden)`.

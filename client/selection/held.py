@@ -38,7 +38,7 @@ class Held:
         self.ids: list[str] = []
         self._codes_by_domain: dict[str, int] = {}
         self._vectors: Vector = np.empty((0, 0), np.float32)
-        self._numbers: dict[str, Floats] = {name: np.zeros(capacity) for name in (*_SCORES, "sum", "near")}
+        self._numbers: dict[str, Floats] = {name: np.zeros(capacity) for name in (*_SCORES, "square", "sum", "near")}
         self._codes: Ints = np.zeros(capacity, np.int64)
         self._arrived: Ints = np.zeros(capacity, np.int64)
         self._nearest: Ints = np.full(capacity, -1, np.int64)
@@ -118,11 +118,6 @@ class Held:
         """Mark the sets of a domain, (sets,)."""
         return np.equal(self._codes[: len(self)], self._codes_by_domain.get(domain, -1))
 
-    def domain_sizes(self) -> Ints:
-        """Count, for each set, the sets of its domain, itself included, (sets,)."""
-        codes = self._codes[: len(self)]
-        return np.bincount(codes)[codes] if len(self) else codes
-
     def cosines(self, vector: Vector) -> Vector:
         """Return the cosines of a unit vector to every held set, (sets,); asked again for one newcomer it is free."""
         if not self.ids:
@@ -130,6 +125,10 @@ class Held:
         if self._last_cosines is None or self._last_cosines[0] is not vector:
             self._last_cosines = (vector, _dot(self.vectors, vector))
         return self._last_cosines[1]
+
+    def distances(self, vector: Vector) -> Floats:
+        """Return 1 − cosine of a unit vector to every held set, (sets,), as ‖v − h‖² / 2: exactly 0 between equals."""
+        return (float(_dot(vector, vector)) + self._numbers["square"][: len(self)]) / 2 - self.cosines(vector)
 
     def idd_of(self, vector: Vector, domain: str) -> float:
         """Return the in-domain dissimilarity of a newcomer; 1 for the first set of a domain."""
@@ -163,6 +162,7 @@ class Held:
         self._vectors[row] = scored.vector
         self._codes[row] = self._codes_by_domain.setdefault(scored.domain, len(self._codes_by_domain))
         self._arrived[row] = arrived
+        self._numbers["square"][row] = _dot(scored.vector, scored.vector)
         for name in _SCORES:
             self._numbers[name][row] = getattr(scored, name)
         self._last_cosines = None
@@ -204,9 +204,9 @@ class Held:
 
 
 def _dot(vectors: Vector, vector: Vector) -> Vector:
-    """Return the dot products of many vectors with one: row by row, on one thread.
+    """Return the dot product of a vector with another, or with each row of many: row by row, on one thread.
 
     A matrix product would be handed to all cores, which the model may be using; waiting for them costs far more than
     they save.
     """
-    return np.vecdot(vectors, vector)
+    return np.asarray(np.vecdot(vectors, vector), np.float32)

@@ -113,9 +113,15 @@ def check_question(
 
 
 def check_answer(candidate: str, *, original: str, rules: Rules) -> Reason | None:
-    """Return the first rule that an answer to a synthesized question breaks; it may repeat `original`, not stray."""
+    """Return the first rule that an answer to a synthesized question breaks.
+
+    It may repeat `original`; it must not stray from it: in its words, its numbers or its names.
+    """
     reason = _check_form(candidate, original, rules)
-    return reason or (Reason.ANSWER_STRAYS if rouge1(candidate, original) < rules.rouge_low else None)
+    if reason is not None:
+        return reason
+    kept = keys_within(key_tokens(original), candidate) and keys_within(key_tokens(candidate), original)
+    return None if kept and rouge1(candidate, original) >= rules.rouge_low else Reason.ANSWER_STRAYS
 
 
 def check_window(rouge: float, rules: Rules) -> Reason | None:

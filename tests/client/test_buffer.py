@@ -661,6 +661,19 @@ def test_a_second_writer_is_refused_until_the_first_ends(opened: Opener) -> None
     PrivateBuffer(opened.path, lexicons=LEXICONS).close()
 
 
+def test_a_foreign_lock_is_waited_for_and_then_named(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.storage._BUSY_SECONDS", 0.05)
+    buffer = opened()
+    foreign = sqlite3.connect(opened.path, isolation_level=None)
+    foreign.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError, match="another process is using it"):
+        buffer.offer(dialogue(1), embedded(1))
+    foreign.execute("ROLLBACK")
+    foreign.close()
+    assert buffer.seen == 0
+    assert buffer.offer(dialogue(1), embedded(1)).action is Action.KEEP
+
+
 def test_a_reader_writes_nothing(opened: Opener) -> None:
     buffer = opened()
     buffer.offer(dialogue(1), embedded(1))

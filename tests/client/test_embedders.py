@@ -37,10 +37,12 @@ def sentence_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pr
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     parts = pytest.importorskip("sentence_transformers.models")
     folder = tmp_path_factory.mktemp("sentence")
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        BertModel(BertConfig(vocab_size=len(tiny_tokenizer), **size)).save_pretrained(folder / "bert")
+        BertModel(config).save_pretrained(folder / "bert")
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None  # the library would write the text as a chat
     tokenizer.save_pretrained(folder / "bert")
@@ -53,7 +55,8 @@ def sentence_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pr
 def test_sentence_embeddings(shared_tiny_model: BaseModel, sentence_folder: Path) -> None:
     """The pooling is a mean, so the vector is the mean of the text's token states, scaled to length 1."""
     embedder = SentenceEmbedder(str(sentence_folder), shared_tiny_model)
-    bert = BertModel.from_pretrained(sentence_folder).eval()
+    bert = BertModel.from_pretrained(sentence_folder)
+    bert.eval()  # type: ignore[no-untyped-call]
     for dialogue, embedding, own in zip(
         DIALOGUES, embedder.embed(DIALOGUES), shared_tiny_model.embed(DIALOGUES), strict=True
     ):

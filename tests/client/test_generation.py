@@ -145,14 +145,17 @@ def test_absolute_positions_may_reach_the_end_of_the_context(random_module: Call
     assert rows == [naive(module, request, frozenset()) for request in batch]
 
 
-@given(st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), max_size=150))
-def test_batches_are_a_bounded_partition(sizes: list[tuple[int, int]]) -> None:
-    batch = [Request([0] * length, 1, 1, limit) for length, limit in sizes]
-    chosen = list(_batches(batch))
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), max_size=150), st.sampled_from([0, 400, 150_000])
+)
+def test_batches_are_a_bounded_partition(sizes: list[tuple[int, int]], vocabulary: int) -> None:
+    batch = [Request([0] * length, 1, length, limit) for length, limit in sizes]
+    chosen = list(_batches(batch, vocabulary))
     assert sorted(at for part in chosen for at in part) == list(range(len(batch)))
     for part in chosen:
         longest = max(len(batch[at].ids) + batch[at].limit for at in part)
-        assert len(part) == 1 or (len(part) <= 64 and len(part) * longest <= 16_384)
+        logits = sum(len(batch[at].ids) for at in part) * vocabulary
+        assert len(part) == 1 or (len(part) <= 64 and len(part) * longest <= 16_384 and logits <= 2**27)
 
 
 def test_a_number_at_either_end_draws_a_possible_token() -> None:

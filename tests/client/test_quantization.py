@@ -4,12 +4,13 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from client.model import BaseModel, load_model
@@ -32,7 +33,9 @@ def whole(random_module: Callable[[str], PreTrainedModel]) -> Callable[[str], Pr
         config.hidden_size, config.head_dim = 64, 16
         with torch.random.fork_rng():
             torch.manual_seed(13)
-            return type(random_module(architecture))(config).eval().requires_grad_(requires_grad=False)
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        module.requires_grad_(requires_grad=False).eval()  # type: ignore[no-untyped-call]
+        return module
 
     return build
 
@@ -63,9 +66,10 @@ def quantized_layers(module: PreTrainedModel) -> dict[str, nn.Module]:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """Return a quantized layer's weight as the float matrix it stands for, (outputs, inputs)."""
+    stored: Any = layer.get_parameter("weight")  # a kind of its own, with the scales
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return layer.weight.data.float() * layer.weight.SCB[:, None] / 127
+        return torch.as_tensor(bitsandbytes.functional.dequantize_4bit(stored.data, stored.quant_state))
+    return torch.as_tensor(stored.data).float() * torch.as_tensor(stored.SCB)[:, None] / 127
 
 
 def as_floats(module: PreTrainedModel, like: PreTrainedModel) -> PreTrainedModel:
@@ -108,7 +112,8 @@ def test_weights_shrink_and_stay_near(
     saved_bits = 0
     for name, layer in layers.items():
         source = original.get_submodule(name)
-        expected = source.weight.T if isinstance(source, Conv1D) else source.weight
+        weight = source.get_parameter("weight")
+        expected = weight.T if isinstance(source, Conv1D) else weight
         assert float((weight_of(layer) - expected).norm() / expected.norm()) < error
         saved_bits += expected.numel() * (32 - bits)
     assert BaseModel("whole", original, model.tokenizer).weight_bytes - model.weight_bytes == saved_bits // 8
@@ -119,8 +124,7 @@ def test_a_row_that_is_no_whole_number_of_blocks_stays_as_it_is(
 ) -> None:
     config = copy.deepcopy(whole("llama").config)
     config.intermediate_size = 172
-    module = type(whole("llama"))(config)
-    module.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     tiny_tokenizer.save_pretrained(tmp_path)
     model = load_model(str(tmp_path), quantization="int4", device="cpu")
     names = {name.rpartition(".")[2] for name in quantized_layers(model.module)}

@@ -295,6 +295,9 @@ def test_answer_may_share_few_words_with_the_candidate() -> None:
 
 def test_answer_may_repeat_but_not_stray() -> None:
     assert check_answer(RESPONSE, original=RESPONSE, rules=RULES) is None
+    assert check_answer("It leaves sharp at 7:42.", original=RESPONSE, rules=RULES) is None
+    assert check_answer("It departs at 7:43 sharp.", original=RESPONSE, rules=RULES) is Reason.ANSWER_STRAYS
+    assert check_answer("It departs for Leeds at 7:42 sharp.", original=RESPONSE, rules=RULES) is Reason.ANSWER_STRAYS
     assert check_answer("I like cheese.", original=RESPONSE, rules=RULES) is Reason.ANSWER_STRAYS
     assert check_answer(" ", original=RESPONSE, rules=RULES) is Reason.EMPTY
     assert check_answer(RESPONSE * 4, original=RESPONSE, rules=RULES) is Reason.TOO_LONG
@@ -395,7 +398,7 @@ def test_pairs_are_answered_with_the_annotated_pair_as_example(shared_tiny_model
 def test_what_is_made_depends_on_the_example_alone(name: str, shared_tiny_model: BaseModel) -> None:
     model = Fluent(shared_tiny_model)
     rules = Rules(rouge_low=0.0)
-    one, other = make_example(SHORT, key="1" * 32), make_example(SHORT, key="2" * 32)
+    one, other = (make_example(SHORT, "It is late.", digit * 32) for digit in "12")
     alone = SYNTHESIZERS[name](model, one, count=3, seed=3, rules=rules)
     neighbour = SYNTHESIZERS[name](model, other, count=3, seed=3, rules=rules)
     after = SYNTHESIZERS[name](model, one, count=3, seed=3, rules=rules)

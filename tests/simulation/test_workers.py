@@ -151,6 +151,43 @@ if __name__ == "__main__":
         time.sleep(0.05)
 
 
+def test_ctrl_c_ends_workers_and_they_clean_up(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(
+        IMPORTS
+        + f"""
+import tempfile
+
+def play(task):
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}, prefix="private-"):
+        yield task
+        time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        for task in stream(play, [1, 2], workers=2):
+            print(task, flush=True)
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    assert {parent.stdout.readline(), parent.stdout.readline()} == {"1\n", "2\n"}
+    assert len(list(tmp_path.glob("private-*"))) == 2
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    rest, errors = parent.communicate(timeout=30)
+    assert (rest, errors, parent.returncode) == ("stopped\n", "", 0)
+    assert not list(tmp_path.glob("private-*"))
+
+
 def _alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

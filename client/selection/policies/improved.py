@@ -71,7 +71,7 @@ class Improved:
         del rng
         if not len(held):
             return Decision(action=Action.KEEP, reason="room")
-        distances = 1.0 - held.cosines(newcomer.vector).astype(np.float64)
+        distances = held.distances(newcomer.vector)
         nearest = int(distances.argmin())
         evidence = {"distance": float(distances[nearest]), "usual_distance": float(np.median(distances))}
         if evidence["distance"] <= self.config.twin_share * evidence["usual_distance"]:

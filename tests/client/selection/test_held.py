@@ -60,8 +60,6 @@ def check_against_naive(held: Held, kept: list[Scored]) -> None:
             assert held.nearest[row] == -1
     assert held.eoe.tolist() == [scored.eoe for scored in kept]
     assert held.dss.tolist() == [scored.dss for scored in kept]
-    sizes = [sum(other.domain == scored.domain for other in kept) for scored in kept]
-    assert held.domain_sizes().tolist() == sizes
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,6 +74,9 @@ def test_a_newcomer_costs_what_the_definition_says(
     assert abs(held.idd_of(scored.vector, scored.domain) - idd(scored.vector, peers)) < 1e-5
     assert np.allclose(held.cosines(scored.vector), [each.vector @ scored.vector for each in kept], atol=1e-6)
     assert held.seen == 7
+    distances = [float(np.square(each.vector - scored.vector).sum()) / 2 for each in kept]
+    assert np.allclose(held.distances(scored.vector), distances, atol=1e-6)
+    assert (held.distances(scored.vector) == 0).tolist() == [distance == 0 for distance in distances]
 
 
 def test_building_at_once_equals_adding_one_by_one() -> None:
@@ -100,7 +101,7 @@ def test_a_row_of_equal_sets_has_no_common_neighbour() -> None:
 def test_an_empty_index_answers() -> None:
     held = Held(3)
     scored = make_scored(0, 0, "food")
-    assert held.cosines(scored.vector).shape == held.idd.shape == held.domain_sizes().shape == (0,)
+    assert held.cosines(scored.vector).shape == held.idd.shape == held.distances(scored.vector).shape == (0,)
     assert held.idd_of(scored.vector, "food") == 1.0
     assert held.hidden_size is None
     assert held.has_room

@@ -71,6 +71,12 @@ def test_a_newer_twin_takes_the_bin_whatever_the_spread_of_the_embeddings(shared
     assert len(held) == 10
 
 
+def test_of_equals_only_the_last_is_held() -> None:
+    held = Held(20)
+    feed(Improved(), held, [make_scored(key, 7) for key in range(10)])
+    assert held.ids == ["d9"]
+
+
 def test_what_is_the_users_own_stays_and_small_talk_goes() -> None:
     held = Held(10)
     own = [make_scored(key, key, words=10, own=1) for key in range(10)]
