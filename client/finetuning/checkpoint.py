@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -35,7 +36,7 @@ class Checkpoint:
     fingerprint: str
     step: int
     tensors: Mapping[str, Tensor]
-    notes: Mapping[str, float]
+    notes: Mapping[str, Any]
 
 
 def write_checkpoint(path: Path, state: Checkpoint) -> None:

@@ -33,6 +33,8 @@ from client.finetuning.plan import Plan
 from client.finetuning.precision import base_dtype, resolve_precision
 from client.finetuning.trunk import TrunkCache
 
+from florilegium.errors import MemoryBudgetError
+
 if TYPE_CHECKING:
     from client.adapters import AdaptedModel
 
@@ -93,35 +95,54 @@ def finetune(
 def _prepared(
     model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig, checkpoint: Path | None
 ) -> Iterator[_Run]:
-    dtype = _precision(model, slot, config)
-    work = _fingerprint(model, slot, rows, config, dtype)
+    work = _fingerprint(model, slot, rows, config)
     saved = read_checkpoint(checkpoint, work) if checkpoint is not None else None
     with ExitStack() as stack:
-        network = stack.enter_context(training_network(model, slot, dtype))
-        plan = make_plan(
-            network,
-            rows,
-            config,
-            parameters=model.flat(slot).numel(),
-            saves=checkpoint is not None,
-            preferred=Plan.of_checkpoint(saved.notes) if saved is not None else None,
-        )
+        network, plan = _fitting(stack, model, slot, rows, config, checkpoint is not None, saved)
         if plan.recompute:
             stack.enter_context(recomputed_activations(network))
         gradient = stack.enter_context(_flat_gradient(model, slot))
         yield _Run(network, plan, rows, config, model.flat(slot), gradient, work, saved)
 
 
-def _precision(model: AdaptedModel, slot: str, config: FineTuneConfig) -> torch.dtype:
-    """Return the type to compute in; a copy of the weights must leave half of the budget's room, or it is not made."""
+def _fitting(
+    stack: ExitStack,
+    model: AdaptedModel,
+    slot: str,
+    rows: Sequence[Row],
+    config: FineTuneConfig,
+    saves: bool,
+    saved: Checkpoint | None,
+) -> tuple[Network, Plan]:
+    """Enter the network of the first precision in which the work fits the budget, and return it with its plan."""
+    preferred = Plan.of_checkpoint(saved.notes) if saved is not None else None
+    precisions = _precisions(model, slot, config, saved)
+    for dtype in precisions:
+        with ExitStack() as attempt:
+            network = attempt.enter_context(training_network(model, slot, dtype))
+            size = model.flat(slot).numel()
+            try:
+                plan = make_plan(network, rows, config, parameters=size, saves=saves, preferred=preferred)
+            except MemoryBudgetError:
+                if dtype == precisions[-1]:
+                    raise
+                continue
+            stack.push(attempt.pop_all())
+            return network, plan
+    raise AssertionError("there is always a precision")
+
+
+def _precisions(model: AdaptedModel, slot: str, config: FineTuneConfig, saved: Checkpoint | None) -> list[torch.dtype]:
+    """Return the precisions to try: a checkpoint's own, the best, and under a budget that of the weights themselves."""
     device = model.flat(slot).device
     present = base_dtype(model.module.parameters())
-    dtype = resolve_precision(config.dtype, present, device)
-    if config.dtype == "auto" and dtype != present and config.memory_mb is not None:
-        weights = sum(parameter.numel() for parameter in model.module.parameters()) * dtype.itemsize
-        if 2 * weights > (config.memory_mb << 20) - resident_bytes(device):
-            return present
-    return dtype
+    best = resolve_precision(config.dtype, present, device)
+    if config.dtype != "auto" or config.memory_mb is None or best == present:
+        return [best]
+    copied = sum(parameter.numel() for parameter in model.module.parameters()) * best.itemsize
+    room = (config.memory_mb << 20) - resident_bytes(device)
+    ordered = [best, present] if 2 * copied <= room else [present]
+    return sorted(ordered, key=lambda dtype: saved is None or str(dtype) != saved.notes["dtype"])
 
 
 @contextmanager
@@ -140,14 +161,12 @@ def _flat_gradient(model: AdaptedModel, slot: str) -> Iterator[Tensor]:
             parameter.grad = None
 
 
-def _fingerprint(
-    model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig, dtype: torch.dtype
-) -> str:
+def _fingerprint(model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig) -> str:
     settings = replace(config, checkpoint_steps=1)  # when it is saved changes nothing
     states = [hashlib.blake2b(model.flat(name).cpu().numpy().tobytes()).hexdigest() for name in model.slots]
     shapes = [repr(model.config(name)) for name in model.slots]
     content = [f"{row.example_id}:{row.start}:{row.ids}" for row in rows]
-    return derive_id("finetune", model.base.name, slot, repr(settings), str(dtype), *shapes, *states, *content)
+    return derive_id("finetune", model.base.name, slot, repr(settings), *shapes, *states, *content)
 
 
 def _train(run: _Run, gate: InterruptGate, checkpoint: Path | None, progress: Callable[[Progress], None] | None) -> str:
@@ -259,7 +278,7 @@ class _Run:
     def state(self) -> Checkpoint:
         """Return everything a later call needs to go on from here."""
         tensors = {"parameters": self.parameters, "mean": self.optimizer.mean, "square": self.optimizer.square}
-        notes = asdict(self.tally) | asdict(self.plan)
+        notes = asdict(self.tally) | asdict(self.plan) | {"dtype": str(self.network.dtype)}
         return Checkpoint(fingerprint=self.work, step=self.step, tensors=tensors, notes=notes)
 
     def _restore(self, saved: Checkpoint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 __all__ = ["Plan"]
 
@@ -28,7 +28,7 @@ class Plan:
     peak_bytes: int = 0
 
     @classmethod
-    def of_checkpoint(cls, notes: Mapping[str, float]) -> Self:
+    def of_checkpoint(cls, notes: Mapping[str, Any]) -> Self:
         """Return the plan that a checkpoint was made under: under it the arithmetic is the same to the last bit."""
         return cls(
             micro_tokens=int(notes["micro_tokens"]),
