@@ -215,9 +215,9 @@ def main(
     model: Annotated[str, typer.Option(help="The first model: a name or folder for load_model.")] = "seedling",
     bins: Annotated[list[int], typer.Option(help="A size of buffer; may be given several times.")] = [128, 4096],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Dialogues measured with the first model.", min=1)] = 50,
-    large_rounds: Annotated[int, typer.Option(help="Dialogues measured with the 0.5 B model; 0 leaves it out.")] = 8,
+    large_rounds: Annotated[int, typer.Option(help="Dialogues measured with the 0.5 B model; 0 leaves it out.")] = 5,
     policy: Annotated[str, typer.Option(help="The selection policy.")] = "improved",
-    max_new_tokens: Annotated[int, typer.Option(help="The longest response, in tokens.", min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest response, in tokens.", min=1)] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Measure the cost of selection per dialogue beside generating its response.

@@ -32,7 +32,6 @@ from client.finetuning.optimizer import AdamW, learning_rate
 from client.finetuning.plan import Plan
 from client.finetuning.precision import base_dtype, resolve_precision
 from client.finetuning.trunk import TrunkCache
-
 from florilegium.errors import MemoryBudgetError
 
 if TYPE_CHECKING:
