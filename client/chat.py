@@ -191,7 +191,14 @@ class ChatFormat:
 
     def _apply(self, messages: list[dict[str, str]], *, prompt: bool, refusable: bool = False) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    enable_thinking=False,  # answers, not drafts of them; templates that know no thinking ignore it
+                )
+            )
         except Exception as error:  # a template may raise whatever it likes
             if refusable:
                 return ""
@@ -208,7 +215,8 @@ class ChatFormat:
             roles = ["user", "assistant"]
             messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
             ids = self._template_ids(self._apply(messages, prompt=False).rpartition(texts[1])[2])
-            control = set(self._tokenizer.all_special_ids)
+            added = self._tokenizer.added_tokens_decoder.items()
+            control = {*self._tokenizer.all_special_ids, *(token for token, piece in added if piece.special)}
             for at, token in enumerate(ids):
                 if token in control:
                     return ids[: at + 1]

@@ -5,7 +5,7 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from client.chat import ChatFormat
 from client.model import BaseModel
@@ -162,6 +162,22 @@ def test_a_template_without_a_system_role_puts_it_into_the_first_turn(tiny_token
         prompt = with_template(tiny_tokenizer, template).prompt("What now?", system="Be brief.")
         assert tiny_tokenizer.decode(prompt.ids) == "<|user|>Be brief.\n\nWhat now?<|end|>"
         assert tiny_tokenizer.decode(prompt.ids[prompt.start : prompt.stop]) == "What now?"
+
+
+def test_another_template_ends_its_turn_with_its_own_token(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """The line break behind the closing token belongs to the template and is neither supervised nor generated."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in ("<|open|>", "<|close|>")])
+    template = (
+        "{% for m in messages %}<|open|>{{ m['role'] }}\n{{ m['content'] }}<|close|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|open|>assistant\n{% if enable_thinking is false %}(now){% endif %}{% endif %}"
+    )
+    chat = with_template(tokenizer, template)
+    ids, prompt = chat.example("What now?", "Tea.")
+    assert tokenizer.decode(ids) == "<|open|>user\nWhat now?<|close|>\n<|open|>assistant\n(now)Tea.<|close|>"
+    assert tokenizer.decode(prompt.ids[prompt.start : prompt.stop]) == "What now?"
+    assert chat.stop_ids == {tokenizer.convert_tokens_to_ids("<|close|>"), tokenizer.eos_token_id}
+    assert chat.clean(ids[len(prompt.ids) :]) == "Tea."
 
 
 @pytest.mark.parametrize(

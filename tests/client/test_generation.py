@@ -88,6 +88,17 @@ def test_samples_of_one_prompt_share_its_reading(random_module: Callable[[str], 
     assert len({tuple(row) for row in rows}) == 6
 
 
+def test_finished_rows_leave_the_batch(random_module: Callable[[str], PreTrainedModel]) -> None:
+    module = random_module("llama")
+    widths: list[int] = []
+    module.register_forward_pre_hook(
+        lambda _module, _args, named: widths.append(len(named["input_ids"])), with_kwargs=True
+    )
+    batch = [Request(ids, 1, 2, limit) for ids, limit in zip(PROMPTS[:4], (2, 9, 4, 2), strict=True)]
+    generate(module, batch, stop_ids=frozenset({10**6}))
+    assert widths == [4, 4, 2, 2, 1, 1, 1, 1, 1]
+
+
 def test_draws_follow_the_distribution(random_module: Callable[[str], PreTrainedModel]) -> None:
     """Shares of one drawn token lie within 4.5 standard deviations, sqrt(p(1-p)/n), of its softmax probability."""
     module, count, temperature = random_module("llama"), 4000, 1.5
