@@ -328,10 +328,10 @@ def report(title: str, results: dict[str, list[Outcome]], baseline: str, as_json
         typer.echo(json.dumps({"benchmark": title, "baseline": baseline, "summary": figures, "runs": runs}, indent=2))
         return
     table = Table(title=f"{title} (ratios against {baseline})")
-    for column in ("side", *next(iter(figures.values()))):
-        table.add_column(column.replace("_", " "))
-    for side, values in figures.items():
-        table.add_row(side, *(f"{value:.3g}" for value in values.values()))
+    for column in ("", *figures):
+        table.add_column(column, justify="right" if column else "left")
+    for name in next(iter(figures.values())):
+        table.add_row(name.replace("_", " "), *(f"{values[name]:.3f}" for values in figures.values()))
     Console().print(table)
 
 

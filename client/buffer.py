@@ -468,7 +468,7 @@ class PrivateBuffer:
 
     def _decide(self, arrival: _Arrival, mirror: _Mirror) -> tuple[Part, Decision]:
         scored = arrival.scored
-        refusal = self._refusal(arrival.dialogue, scored, mirror)
+        refusal = self._refusal(arrival, mirror)
         if scored is None or refusal is not None:
             return "refused", refusal or Decision(action=Action.DROP, reason="bad-embedding")
         if self._freezes:
@@ -483,16 +483,18 @@ class PrivateBuffer:
         scores = {"eoe": newcomer.eoe, "dss": newcomer.dss, "idd": newcomer.idd}
         return "train", replace(decision, evidence=scores | dict(decision.evidence))
 
-    def _refusal(self, dialogue: Dialogue, scored: Scored | None, mirror: _Mirror) -> Decision | None:
-        size = _text_bytes(dialogue.question, dialogue.response)
-        if scored is not None:
-            hidden = mirror.held.hidden_size
-            if hidden not in {None, len(scored.vector)}:
+    def _refusal(self, arrival: _Arrival, mirror: _Mirror) -> Decision | None:
+        size = _text_bytes(arrival.dialogue.question, arrival.dialogue.response)
+        if arrival.scored is not None:
+            hidden, found = mirror.held.hidden_size, len(arrival.scored.vector)
+            if hidden not in {None, found}:
+                if arrival.number is not None:  # acknowledged already: nobody to tell
+                    return Decision(action=Action.DROP, reason="bad-embedding")
                 raise StorageError(
-                    f"{self.path} holds embeddings of {hidden} numbers, got one of {len(scored.vector)}",
+                    f"{self.path} holds embeddings of {hidden} numbers, got one of {found}",
                     "use the base model it was filled with, or another folder",
                 )
-            size += _text_bytes(scored.domain) + len(pack_vector(scored.vector))
+            size += _text_bytes(arrival.scored.domain) + len(pack_vector(arrival.scored.vector))
         if size <= self.bin_bytes:
             return None
         evidence = {"bytes": float(size), "bin_bytes": float(self.bin_bytes)}

@@ -111,7 +111,8 @@ _GATES: Final = (
     "in place (after). Forgetting: nats per token that general text became less likely than to the base model."
 )
 _BUDGETS: Final = (
-    "Per user, over all rounds. Arms within the budget must agree in annotations, and trained ones in rows."
+    "Per user, over all rounds. Arms within the budget must agree in annotations, and trained ones in rows. Seconds "
+    "include the measuring; what several arms share is counted for the first of them."
 )
 
 

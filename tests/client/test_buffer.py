@@ -222,6 +222,15 @@ def test_an_embedding_of_another_base_model_is_an_error_that_stores_nothing(open
     assert buffer.offer(dialogue(2), embedded(2)).action is Action.KEEP
 
 
+def test_a_waiting_embedding_of_another_base_model_does_not_stop_the_others(opened: Opener) -> None:
+    buffer = opened()
+    with buffer.frozen():
+        for key, hidden in enumerate((8, 9, 8)):
+            buffer.offer(dialogue(key), embedded(key, hidden=hidden))
+    assert ids(buffer) == ["d0", "d2"]
+    assert buffer.decisions("d1")[0].decision.reason == "bad-embedding"
+
+
 def test_text_that_is_no_unicode_is_an_error_that_quotes_nothing(opened: Opener) -> None:
     buffer = opened()
     with pytest.raises(InputError, match="not valid Unicode") as caught:
