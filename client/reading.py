@@ -1,7 +1,8 @@
 """Read texts in one pass: how surprised the model is by some of their tokens, and their final hidden states.
 
 Rows are sorted by length and padded on the right, where causal attention never looks, so no mask is needed. The output
-head, the widest layer of a small model, sees only the positions whose next token is asked for.
+head, the widest layer of a small model, sees only the positions whose next token is asked for, a bounded number at a
+time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from client.head import output_head
+
 __all__ = ["Reading", "Row", "device_of", "read"]
 
 _BATCH_TOKENS: Final = 4096
-_BATCH_LOGITS: Final = 2**26  # 256 MiB of float32
+_LOGITS: Final = 2**26  # 256 MiB of float32 exist at one time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +57,41 @@ def device_of(module: PreTrainedModel) -> torch.device:
 def read(module: PreTrainedModel, rows: Sequence[Row], *, with_states: bool = False) -> list[Reading]:
     """Read each row on its own, in batches; results are on the CPU, in the order of `rows`."""
     readings: dict[int, Reading] = {}
-    for chosen in _batches(rows, module.config.get_text_config().vocab_size):
+    for chosen in _batches(rows):
         batch = [rows[at] for at in chosen]
         readings.update(zip(chosen, _read_batch(module, batch, with_states), strict=True))
     return [readings[at] for at in range(len(rows))]
 
 
-def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     chosen: list[int] = []
-    logits = 0
     for at in sorted(range(len(rows)), key=lambda at: len(rows[at].ids)):
-        asked = (rows[at].stop - rows[at].start) * vocabulary
-        tokens = (len(chosen) + 1) * len(rows[at].ids)
-        if chosen and (tokens > _BATCH_TOKENS or logits + asked > _BATCH_LOGITS):
+        if chosen and (len(chosen) + 1) * len(rows[at].ids) > _BATCH_TOKENS:
             yield chosen
-            chosen, logits = [], 0
+            chosen = []
         chosen.append(at)
-        logits += asked
     if chosen:
         yield chosen
 
 
 def _read_batch(module: PreTrainedModel, rows: Sequence[Row], with_states: bool) -> list[Reading]:
     ids = torch.zeros(len(rows), max(len(row.ids) for row in rows), dtype=torch.long)
-    keep = torch.zeros_like(ids, dtype=torch.bool)
+    asked = torch.zeros_like(ids, dtype=torch.bool)
     for at, row in enumerate(rows):
         ids[at, : len(row.ids)] = torch.as_tensor(row.ids)
-        keep[at, row.start - 1 : row.stop - 1] = True
+        asked[at, row.start - 1 : row.stop - 1] = True
     device = device_of(module)
-    # The last layer's states alone are asked for; an index keeps the others from being collected.
-    extra = {"output_hidden_states": -1} if with_states else {}
-    output = module(input_ids=ids.to(device), use_cache=False, logits_to_keep=keep.to(device), **extra)
-    targets = ids[:, 1:][keep[:, :-1]].to(device)
-    nats = F.cross_entropy(output.logits.float(), targets, reduction="none").cpu()
+    states = module.get_decoder()(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    nats = _surprisal(module, states[asked.to(device)], ids[:, 1:][asked[:, :-1]].to(device))
     split: tuple[Tensor, ...] = nats.split([row.stop - row.start for row in rows])  # type: ignore[no-untyped-call]
     if not with_states:
         return [Reading(part) for part in split]
-    states = output.hidden_states[-1].float().cpu()
+    states = states.float().cpu()
     return [Reading(part, states[at, : len(row.ids)]) for at, (row, part) in enumerate(zip(rows, split, strict=True))]
+
+
+def _surprisal(module: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    head = output_head(module)
+    chunk = max(1, _LOGITS // int(module.config.get_text_config().vocab_size))
+    parts = zip(states.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([F.cross_entropy(head(part).float(), goal, reduction="none") for part, goal in parts]).cpu()

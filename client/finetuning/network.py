@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from client.finetuning.attention import packed_attention
 from client.finetuning.batching import Pack, Row, pack, rounded
 from client.finetuning.dropout import DropoutSource
-from client.finetuning.head import Head, output_head
 from client.finetuning.lora import trainable_layers
 from client.finetuning.precision import weights_in
+from client.head import Head, output_head
 
 if TYPE_CHECKING:
     from client.adapters import AdaptedModel
