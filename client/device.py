@@ -27,14 +27,14 @@ from client.annotation import (
     Annotator,
     AskReport,
     QueueAnnotator,
+    annotated_examples,
     ask_round,
     read_edit,
-    training_example,
 )
-from client.buffer import BufferedDialogue, PrivateBuffer
+from client.buffer import PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Example, derive_id, derive_seed
 from client.durable import make_directory, replace_file, storage_errors
-from client.evaluation import Scores, evaluate, mean_scores
+from client.evaluation import Scores, evaluate, mean_scores, uncertainty
 from client.finetuning import FineTuneConfig, FineTuneReport, Progress, finetune
 from client.model import BaseModel, Embedding, Generation, load_model
 from client.selection.policy import Decision
@@ -302,7 +302,7 @@ class Device:
     def _learn(self, number: int, config: FineTuneConfig, progress: Callable[[Progress], None] | None) -> RoundReport:
         asked = self._ask(number)
         examples, drops = self._examples()
-        probes = _annotated(self.buffer.heldout())
+        probes = annotated_examples(self.buffer.heldout())
         report = RoundReport(
             number=number,
             asked=len(asked.asked),
@@ -326,7 +326,12 @@ class Device:
             round_number=number,
             day=datetime.now(UTC).date(),
             budget=self.settings.annotation_budget,
+            uncertainty=self._uncertainty,
         )
+
+    def _uncertainty(self, dialogues: Sequence[Dialogue]) -> list[float]:
+        with self._model.active(PERSONAL):
+            return uncertainty(self._model.base, dialogues)
 
     def _examples(self) -> tuple[list[Example], Counter[str]]:
         """Return the training rows, originals and children, and why generations were dropped.
@@ -336,7 +341,7 @@ class Device:
         synthesize = SYNTHESIZERS[self.settings.synthesizer]
         rows: list[Example] = []
         drops: Counter[str] = Counter()
-        for original in _annotated(self.buffer.dialogues()):
+        for original in annotated_examples(self.buffer.dialogues()):
             key = original.source_id
             if not self.buffer.children(key) and not self.buffer.child_drops(key):
                 with self._model.active():
@@ -401,8 +406,3 @@ class Device:
         """Load the adapter in use; with none, a blank one, which changes no answer."""
         if self.adapters.load(self._model) is None:
             self._model.reset(PERSONAL, derive_seed(self.settings.seed, "adapter"))
-
-
-def _annotated(held: Sequence[BufferedDialogue]) -> list[Example]:
-    rows = [training_example(item.dialogue, item.annotation) for item in held]
-    return [row for row in rows if row is not None]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from client.dialogue import Example
+from client.dialogue import Dialogue, Example
 from client.model import BaseModel
 from client.reading import Row, read
 from client.rouge import rouge, rouge1, rouge_l
@@ -28,6 +28,7 @@ __all__ = [
     "rouge1",
     "rouge_l",
     "score_responses",
+    "uncertainty",
 ]
 
 Shots = Sequence[tuple[str, str]]
@@ -161,6 +162,12 @@ def nll(model: BaseModel, examples: Sequence[Example], *, shots: Sequence[Shots]
     return math.fsum(nats for nats, _ in readings), sum(tokens for _, tokens in readings)
 
 
+def uncertainty(model: BaseModel, dialogues: Sequence[Dialogue]) -> list[float]:
+    """Return how surprised the model is by each dialogue's response, nats per token with the end of turn."""
+    pairs = [(dialogue.question, dialogue.response, ()) for dialogue in dialogues]
+    return [nats / tokens for nats, tokens in _read_pairs(model, pairs)]
+
+
 def forgetting_probe(model: BaseModel, texts: Sequence[str] | None = None) -> float:
     """Return the nats per token of texts that are not the user's; a rise since before training is forgetting.
 
@@ -185,9 +192,16 @@ def probe_texts() -> tuple[str, ...]:
 def _read_responses(
     model: BaseModel, examples: Sequence[Example], shots: Sequence[Shots] | None
 ) -> list[tuple[float, int]]:
+    given = shots or [()] * len(examples)
+    return _read_pairs(
+        model, [(each.question, each.response, before) for each, before in zip(examples, given, strict=True)]
+    )
+
+
+def _read_pairs(model: BaseModel, pairs: Sequence[tuple[str, str, Shots]]) -> list[tuple[float, int]]:
     rows = []
-    for example, before in zip(examples, shots or [()] * len(examples), strict=True):
-        ids, prompt = model.chat.example(example.question, example.response, shots=before)
+    for question, response, before in pairs:
+        ids, prompt = model.chat.example(question, response, shots=before)
         rows.append(Row(ids, len(prompt.ids), len(ids)))
     return [(float(reading.nats.double().sum()), len(reading.nats)) for reading in read(model.module, rows)]
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from client.adapters import PERSONAL, AdaptedModel, AdapterConfig
-from client.annotation import ANNOTATION_POLICIES, Oracle, ask_round, training_example
-from client.buffer import BufferedDialogue, PrivateBuffer
+from client.annotation import ANNOTATION_POLICIES, Oracle, annotated_examples, ask_round
+from client.buffer import PrivateBuffer
 from client.dialogue import Dialogue, Example, derive_id, derive_seed
-from client.evaluation import ExampleScore, Gate, evaluate, forgetting_probe, mean_scores
+from client.evaluation import ExampleScore, Gate, evaluate, forgetting_probe, mean_scores, uncertainty
 from client.finetuning import FineTuneConfig, finetune
 from client.model import BaseModel, Embedding, load_model
 from client.synthesis import SYNTHESIZERS, Synthesis
@@ -123,7 +123,7 @@ class _Stage:
         keys = [(adapter.rows, example.example_id, given) for example, given in zip(examples, before, strict=True)]
         new = [index for index, key in enumerate(keys) if key not in self._scores]
         if new:
-            with self._wearing(adapter):
+            with self.wearing(adapter):
                 scores = evaluate(
                     self.model.base,
                     [examples[index] for index in new],
@@ -134,11 +134,12 @@ class _Stage:
         return [self._scores[key] for key in keys]
 
     def _measure_probe(self, adapter: _Trained) -> _Trained:
-        with self._wearing(adapter):
+        with self.wearing(adapter):
             return replace(adapter, probe=forgetting_probe(self.model.base))
 
     @contextmanager
-    def _wearing(self, adapter: _Trained) -> Iterator[None]:
+    def wearing(self, adapter: _Trained) -> Iterator[None]:
+        """Let the model answer with an adapter inside the block."""
         if adapter.state is None:
             with self.model.active():
                 yield
@@ -241,11 +242,24 @@ class _Device:
             "gate": (ANNOTATION_POLICIES["all"], self._buffer.heldout(), None),
         }
         for part, (policy, among, budget) in parts.items():
-            report = ask_round(self._buffer, oracle, policy, among=among, round_number=number, day=day, budget=budget)
+            report = ask_round(
+                self._buffer,
+                oracle,
+                policy,
+                among=among,
+                round_number=number,
+                day=day,
+                budget=budget,
+                uncertainty=self._uncertainty,
+            )
             self._asked[part] += len(report.asked)
 
+    def _uncertainty(self, dialogues: Sequence[Dialogue]) -> list[float]:
+        with self._stage.wearing(self._present):
+            return uncertainty(self._stage.model.base, dialogues)
+
     def _learn(self, number: int) -> _Lesson:
-        originals = self._everything() if self._arm.sees_everything else _annotated(self._buffer.dialogues())
+        originals = self._everything() if self._arm.sees_everything else annotated_examples(self._buffer.dialogues())
         if not originals:
             return _Lesson()
         children = [child for example in originals for child in self._synthesize(example)]
@@ -272,7 +286,7 @@ class _Device:
 
     def _passes(self, candidate: _Trained) -> bool:
         """Let the device's own gate decide; with nothing to judge by, no candidate passes."""
-        judged = _annotated(self._buffer.heldout())
+        judged = annotated_examples(self._buffer.heldout())
         if not judged:
             return False
         # One call answers the gate's questions and those of the report: a call costs as much as its longest answer.
@@ -318,7 +332,7 @@ class _Device:
     def _score(self, adapter: _Trained) -> list[ExampleScore]:
         """Score an adapter on the user's held-out questions, with examples before them if the arm retrieves."""
         heldout = self._stage.user.heldout
-        pool = _annotated([*self._buffer.dialogues(), *self._buffer.heldout()]) if self._arm.retrieves else []
+        pool = annotated_examples([*self._buffer.dialogues(), *self._buffer.heldout()]) if self._arm.retrieves else []
         if not pool:
             return self._stage.evaluate(adapter, heldout)
         questions = [example.question for example in heldout]
@@ -336,11 +350,6 @@ class _Lesson:
     originals: int = 0
     synthesized: int = 0
     repeated: int = 0
-
-
-def _annotated(items: Sequence[BufferedDialogue]) -> list[Example]:
-    rows = (training_example(item.dialogue, item.annotation) for item in items)
-    return [row for row in rows if row is not None]
 
 
 def _repeated(originals: Sequence[Example], count: int) -> list[Example]:

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from client.annotation.annotators import Annotator, Oracle, QueueAnnotator
-from client.annotation.answers import LONGEST_IDEAL_BYTES, judge, read_edit, read_regenerate, training_example
+from client.annotation.answers import (
+    LONGEST_IDEAL_BYTES,
+    annotated_examples,
+    judge,
+    read_edit,
+    read_regenerate,
+    training_example,
+)
 from client.annotation.asking import AskReport, AskRules, ask_round
 from client.annotation.daily import DAILY
 from client.annotation.every import ALL
@@ -26,6 +33,7 @@ __all__ = [
     "Candidate",
     "Oracle",
     "QueueAnnotator",
+    "annotated_examples",
     "ask_round",
     "judge",
     "read_edit",

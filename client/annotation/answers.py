@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
+from client.buffer import BufferedDialogue
 from client.dialogue import Annotation, Dialogue, Example, Origin, Verdict
 from florilegium.errors import InputError
 
-__all__ = ["LONGEST_IDEAL_BYTES", "judge", "read_edit", "read_regenerate", "training_example"]
+__all__ = ["LONGEST_IDEAL_BYTES", "annotated_examples", "judge", "read_edit", "read_regenerate", "training_example"]
 
 LONGEST_IDEAL_BYTES: Final = 8192  # a good thousand words: more than any on-device model answers in one turn
 
@@ -67,6 +69,12 @@ def training_example(dialogue: Dialogue, annotation: Annotation | None) -> Examp
     if annotation is None or annotation.verdict is Verdict.SKIP:
         return None
     return Example.original(dialogue, dialogue.response if annotation.ideal is None else annotation.ideal)
+
+
+def annotated_examples(held: Iterable[BufferedDialogue]) -> list[Example]:
+    """Return the training rows of those buffered dialogues that have one, in the same order."""
+    rows = (training_example(item.dialogue, item.annotation) for item in held)
+    return [row for row in rows if row is not None]
 
 
 def _check_ideal(text: str) -> None:

@@ -8,14 +8,14 @@ the annotator again, what was answered is not, and no ask is made beyond the bud
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Final
 
 from client.annotation.annotators import Annotator
 from client.annotation.history import AskHistory
-from client.annotation.policy import AskPolicy, Candidate
+from client.annotation.policy import AskPolicy, Candidate, Measure
 from client.buffer import BufferedDialogue, PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Origin, Verdict
 from florilegium.errors import ConfigError, InputError
@@ -71,7 +71,7 @@ def ask_round(
     day: date,
     budget: int | None = None,
     rules: AskRules = DEFAULT_RULES,
-    uncertainty: Mapping[str, float] | None = None,
+    uncertainty: Measure | None = None,
 ) -> AskReport:
     """Ask about dialogues that have no answer yet, each at most once a round, and store what is answered.
 
@@ -84,7 +84,8 @@ def ask_round(
         day: today. Budgets and rests count days by it; a clock that jumps, forth or back, counts as time passed.
         budget: asks, in place of the policy's own number.
         rules: rests and repeats.
-        uncertainty: nats per token of the model's own responses, by dialogue, for policies that look at it.
+        uncertainty: measures how unsure the model is of each dialogue's response, nats per token (such as
+            `client.evaluation.uncertainty`); called only for policies that look at it.
 
     Raises:
         ConfigError: the budget is negative.
@@ -94,7 +95,10 @@ def ask_round(
     _send(buffer, history, day)
     waiting = {each.dialogue.dialogue_id for each in buffer.pending()}
     due = [each for each in among if _is_due(each, waiting, history, round_number, day, rules)]
-    candidates = [_candidate(each, history, uncertainty or {}) for each in due]
+    measured: Sequence[float | None] = [None] * len(due)
+    if uncertainty is not None and policy.needs_uncertainty:
+        measured = uncertainty([each.dialogue for each in due])
+    candidates = [_candidate(each, history, value) for each, value in zip(due, measured, strict=True)]
     answered = [each.scored.vector for each in among if _is_answered(each)]
     wanted = min(_allowance(buffer, policy, history, round_number, day, budget), len(candidates))
     asked = tuple(each.dialogue_id for each in policy.order(candidates, answered, wanted)[:wanted])
@@ -134,7 +138,7 @@ def _is_due(
     )
 
 
-def _candidate(item: BufferedDialogue, history: AskHistory, uncertainty: Mapping[str, float]) -> Candidate:
+def _candidate(item: BufferedDialogue, history: AskHistory, uncertainty: float | None) -> Candidate:
     key = item.dialogue.dialogue_id
     return Candidate(
         dialogue_id=key,
@@ -142,7 +146,7 @@ def _candidate(item: BufferedDialogue, history: AskHistory, uncertainty: Mapping
         arrived_index=item.arrived_index,
         asks=history.times(key),
         regenerated=item.annotation is not None and item.annotation.origin is Origin.REGENERATED,
-        uncertainty=uncertainty.get(key),
+        uncertainty=uncertainty,
     )
 
 

@@ -41,4 +41,4 @@ def _score(candidate: Candidate, nearest_cosine: float) -> float:
     return novelty * (1.0 if candidate.uncertainty is None else candidate.uncertainty)
 
 
-INFORMATIVE = AskPolicy(order=most_informative_first, budget=16)
+INFORMATIVE = AskPolicy(order=most_informative_first, budget=16, needs_uncertainty=True)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from client.dialogue import Dialogue
 from client.selection.metrics import Vector
 
-__all__ = ["AskPolicy", "Candidate", "Order"]
+__all__ = ["AskPolicy", "Candidate", "Measure", "Order"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Candidate:
 
 
 Order: TypeAlias = Callable[[Sequence[Candidate], Sequence[Vector], int], list[Candidate]]
+Measure: TypeAlias = Callable[[Sequence[Dialogue]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,10 @@ class AskPolicy:
             least that many candidates, most wanted first; a pure function, the same for candidates in any order.
         budget: asks when the settings give no number; None asks for all.
         per_day: the budget is for one day, over however many rounds; else for one round.
+        needs_uncertainty: whether `order` looks at it; measuring it takes a pass over the candidates.
     """
 
     order: Order
     budget: int | None
     per_day: bool = False
+    needs_uncertainty: bool = False

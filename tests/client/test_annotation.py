@@ -25,6 +25,7 @@ from client.annotation import (
     training_example,
 )
 from client.annotation.informative import most_informative_first
+from client.annotation.policy import Measure
 from client.buffer import PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Origin, Verdict, derive_id
 from client.selection.metrics import Vector
@@ -103,6 +104,7 @@ def ask(
     day: date = DAY,
     budget: int | None = None,
     rules: AskRules = AskRules(),  # noqa: B008
+    uncertainty: Measure | None = None,
 ) -> AskReport:
     return ask_round(
         buffer,
@@ -113,6 +115,7 @@ def ask(
         day=day,
         budget=budget,
         rules=rules,
+        uncertainty=uncertainty,
     )
 
 
@@ -269,6 +272,25 @@ def test_informativeness_of_a_copy_is_zero_however_unsure_the_model_is() -> None
 def test_with_nothing_annotated_the_most_unsure_is_first_and_ties_go_to_the_oldest() -> None:
     b, c, d = point("b", 0, 1, 1.0, 3), point("c", -1, 0, 2.0, 2), point("d", 1, 0, 2.0, 1)
     assert next(iter(most_informative_first([b, c, d], [], 3))).dialogue_id == "d"
+
+
+@pytest.mark.parametrize(("policy", "asked"), [("informative", key(3)), ("all", key(0)), ("daily", key(7))])
+def test_uncertainty_is_measured_where_a_policy_looks_at_it_and_only_of_what_may_be_asked(
+    policy: str, asked: str, tmp_path: Path
+) -> None:
+    measured: list[str] = []
+
+    def unsure_of_three(dialogues: Sequence[Dialogue]) -> list[float]:
+        measured.extend(each.dialogue_id for each in dialogues)
+        return [5.0 if each.dialogue_id == key(3) else 1.0 for each in dialogues]
+
+    with opened(tmp_path, 8) as buffer:
+        report = ask(buffer, oracle(), policy, budget=1, uncertainty=unsure_of_three)
+        assert report.asked == (asked,)
+        assert measured == ([key(number) for number in range(8)] if policy == "informative" else [])
+        measured.clear()
+        ask(buffer, oracle(), policy, round_number=2, budget=1, uncertainty=unsure_of_three)
+        assert asked not in measured
 
 
 # --- skips -----------------------------------------------------------------------------------------------------------

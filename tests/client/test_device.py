@@ -9,6 +9,7 @@ import pytest
 from client.annotation import Oracle
 from client.device import Device, DeviceSettings
 from client.dialogue import Annotation, Verdict
+from client.evaluation import uncertainty
 from client.model import BaseModel
 from florilegium.errors import ConfigError, StorageError
 
@@ -97,6 +98,17 @@ def test_without_answers_nothing_is_trained(tmp_path: Path, tiny_model: BaseMode
         report = device.learn()
         assert (report.outcome, report.originals) == ("nothing-annotated", 0)
         assert report.asked == len(device.buffer.pending()) > 0
+
+
+def test_a_round_asks_first_about_what_the_model_is_unsure_of(tmp_path: Path, tiny_model: BaseModel) -> None:
+    directory = make(tmp_path / "d", annotation="informative", annotation_budget=1, holdout_share=0.0)
+    with Device.open(directory, model=tiny_model) as device:
+        feed(device, 0, 6)
+        held = [item.dialogue for item in device.buffer.dialogues()]
+        device.learn()
+        (asked,) = device.buffer.pending()
+        values = dict(zip((each.dialogue_id for each in held), uncertainty(tiny_model, held), strict=True))
+        assert asked.dialogue.dialogue_id == max(values, key=values.__getitem__)
 
 
 def test_people_answer_later(tmp_path: Path, tiny_model: BaseModel) -> None:

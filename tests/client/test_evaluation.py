@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.dialogue import Example
+from client.dialogue import Dialogue, Example
 from client.evaluation import (
     ExampleScore,
     Gate,
@@ -18,6 +18,7 @@ from client.evaluation import (
     nll,
     probe_texts,
     score_responses,
+    uncertainty,
 )
 from client.model import BaseModel
 from client.rouge import rouge
@@ -43,6 +44,13 @@ def loss(model: BaseModel, prompt: list[int], response: str) -> tuple[float, int
     with torch.inference_mode():
         mean = float(model.module(torch.tensor([prompt + answer]), labels=labels).loss)
     return mean * len(answer), len(answer)
+
+
+def test_uncertainty_is_the_loss_of_the_own_response(shared_tiny_model: BaseModel) -> None:
+    dialogues = [Dialogue(question=question, response=response) for question, response in ROWS]
+    for dialogue, found in zip(dialogues, uncertainty(shared_tiny_model, dialogues), strict=True):
+        nats, tokens = loss(shared_tiny_model, shared_tiny_model.prompt_ids(dialogue.question), dialogue.response)
+        assert found == pytest.approx(nats / tokens, rel=1e-4)
 
 
 @pytest.mark.parametrize("shots", [None, SHOTS])
