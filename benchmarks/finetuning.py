@@ -6,13 +6,12 @@
 
 Both sides train the same LoRA (rank 8, all linear layers, dropout 0.05) on the same rows for the same number of steps,
 with AdamW at a constant 3e-4 and the mean over a batch's tokens as the loss. Each measurement is a fresh process; the
-sides alternate (A B A B …), so that whatever slows the machine slows both, and rates are by processor time, which a
-busy neighbour does not inflate; wall time is given as well. Peak memory is the high-water mark of resident memory while
+sides alternate (A B A B …), so that whatever slows the machine slows both; ratios are taken within a round and their
+median is given. Peak memory is the high-water mark of resident memory while
 training, above what was resident with the model loaded and the adapter attached.
 
 Rows are dialogue-like: 10 to 80 tokens, uniform, the last 60 % of them the response that is learned; tokens come from a
-Markov chain over 400 tokens, so that there is something to learn. The model is the built-in one if its snapshot is
-there, `--model PATH`, or a random one of the same shape.
+Markov chain over 400 tokens, so that there is something to learn.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from __future__ import annotations
 import json
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,14 +26,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-SNAPSHOT: Final = Path.home() / ".cache" / "florilegium" / "seedling" / "snapshot"
+from benchmarks.models import HALF_BILLION, half_billion
+from benchmarks.report import markdown, spread
+from client.loading import SEEDLING, locate
+
 Side = Literal["ours", "ours fp32", "ours uncached", "Trainer", "Trainer best"]
 
 
@@ -49,7 +48,7 @@ class Job:
 
     Attributes:
         side: who trains.
-        model: folder of the model; "" for a random one of the built-in shape, "0.5b" of Qwen2.5-0.5B's shape.
+        model: as `load_model` takes it, or "random-0.5b" for random weights of Qwen2.5-0.5B's shape.
         rows: how many.
         shortest: tokens of the shortest row.
         longest: tokens of the longest row.
@@ -103,34 +102,12 @@ def make_rows(job: Job, vocabulary: int) -> list[tuple[list[int], int]]:
 def load(job: Job) -> Any:
     """Load or make the frozen model."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+    from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
-    if job.model == "0.5b":
-        config: Any = Qwen2Config(
-            vocab_size=151936,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            dtype="bfloat16",
-        )
-    else:
-        config = LlamaConfig(
-            vocab_size=6144,
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=8,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
+    if job.model == HALF_BILLION:
+        return half_billion("bfloat16").requires_grad_(False)
     models: Any = AutoModelForCausalLM
-    if job.model in ("", "0.5b"):
-        return models.from_config(config).eval().requires_grad_(False)
-    return models.from_pretrained(job.model, dtype=torch.float32).eval().requires_grad_(False)
+    return models.from_pretrained(locate(job.model), dtype=torch.float32).eval().requires_grad_(False)
 
 
 def measure(job: Job) -> Outcome:
@@ -144,13 +121,13 @@ def measure(job: Job) -> Outcome:
     rows = make_rows(job, int(module.config.vocab_size))
     prepare = _ours if job.side.startswith("ours") else _trainer
     train, adapted, choices = prepare(job, module, rows)
-    before = _loss(module, rows, adapted) if job.model != "0.5b" else 0.0
+    before = _loss(module, rows, adapted)
     device = torch.device("cpu")
     held, cpu, wall = resident_bytes(device), _cpu_seconds(), time.perf_counter()
     with PeakMeter(device) as meter:
         steps = train()
     cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
-    after = _loss(module, rows, adapted) if job.model != "0.5b" else 0.0
+    after = _loss(module, rows, adapted)
     return Outcome(
         wall=wall,
         cpu=cpu,
@@ -298,52 +275,44 @@ def alternate(jobs: Sequence[Job], rounds: int) -> dict[str, list[Outcome]]:
     return results
 
 
-def summary(results: dict[str, list[Outcome]], baseline: str) -> dict[str, dict[str, float]]:
-    """Return medians for each side, and medians over rounds of the ratios to `baseline`."""
-    return {side: _summary(outcomes, results[baseline]) for side, outcomes in results.items()}
+def table(results: dict[str, list[Outcome]], baselines: Sequence[str]) -> str:
+    """Return medians of each side, and for each baseline the ratios to it."""
+    header = ["", "rows/s", "s/step", "peak, MiB", "loss"]
+    for baseline in baselines:
+        header += [f"speed / {baseline}", f"peak / {baseline}", f"loss / {baseline}"]
+    return markdown(header, [_row(side, results, baselines) for side in results])
 
 
-def _summary(outcomes: Sequence[Outcome], baseline: Sequence[Outcome]) -> dict[str, float]:
-    pairs = list(zip(outcomes, baseline, strict=True))
-    median = statistics.median
-    return {
-        "rows_per_cpu_second": median(one.trained / one.cpu for one in outcomes),
-        "rows_per_second": median(one.trained / one.wall for one in outcomes),
-        "seconds_per_step": median(one.wall / one.steps for one in outcomes),
-        "cpu_seconds_per_step": median(one.cpu / one.steps for one in outcomes),
-        "peak_mib": median(one.peak for one in outcomes),
-        "loss_before": median(one.loss_before for one in outcomes),
-        "loss_after": median(one.loss_after for one in outcomes),
-        "speed_ratio": median(other.cpu / one.cpu for one, other in pairs),
-        "peak_ratio": median(one.peak / other.peak for one, other in pairs),
-        "loss_ratio": median(one.loss_after / max(other.loss_after, 1e-9) for one, other in pairs),
-    }
+def _row(side: str, results: dict[str, list[Outcome]], baselines: Sequence[str]) -> list[str]:
+    own = results[side]
+    cells = [
+        side,
+        spread([one.trained / one.wall for one in own], 1),
+        spread([one.wall / one.steps for one in own], 3),
+        spread([one.peak for one in own], 0),
+        spread([one.loss_after for one in own], 3),
+    ]
+    for baseline in baselines:
+        pairs = list(zip(own, results[baseline], strict=True))
+        cells += [
+            spread([other.wall / one.wall for one, other in pairs]),
+            spread([one.peak / other.peak for one, other in pairs]),
+            spread([one.loss_after / other.loss_after for one, other in pairs], 3),
+        ]
+    return cells
 
 
-def report(title: str, results: dict[str, list[Outcome]], baseline: str, as_json: bool) -> None:
-    """Print the summary as a table, or everything as JSON."""
-    figures = summary(results, baseline)
-    if as_json:
-        runs = {side: [asdict(outcome) for outcome in outcomes] for side, outcomes in results.items()}
-        typer.echo(json.dumps({"benchmark": title, "baseline": baseline, "summary": figures, "runs": runs}, indent=2))
-        return
-    table = Table(title=f"{title} (ratios against {baseline})")
-    for column in ("", *figures):
-        table.add_column(column, justify="right" if column else "left")
-    for name in next(iter(figures.values())):
-        table.add_row(name.replace("_", " "), *(f"{values[name]:.3f}" for values in figures.values()))
-    Console().print(table)
+def report(results: dict[str, list[Outcome]], baselines: Sequence[str], *, as_json: bool) -> None:
+    """Print a table, or every measurement as JSON."""
+    runs = {side: [asdict(outcome) for outcome in outcomes] for side, outcomes in results.items()}
+    typer.echo(json.dumps(runs, indent=1) if as_json else table(results, baselines))
 
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 Rounds = Annotated[int, typer.Option(help="Measurements of each side.")]
 Threads = Annotated[int, typer.Option(help="Threads, for both sides.")]
 Json = Annotated[bool, typer.Option("--json", help="Print every measurement as JSON.")]
-Model = Annotated[str, typer.Option(help="Folder of a model; by default the built-in one's snapshot, else random.")]
-
-
-def _model(path: str) -> str:
-    return path or (str(SNAPSHOT) if (SNAPSHOT / "config.json").exists() else "")
+Model = Annotated[str, typer.Option(help='"seedling", a local path or a Hub name.')]
 
 
 @app.command()
@@ -353,15 +322,14 @@ def trainer(
     batch: Annotated[int, typer.Option(help="Rows a step.")] = 16,
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 2,
     threads: Threads = 1,
-    model: Model = "",
+    model: Model = SEEDLING,
     as_json: Json = False,
 ) -> None:
     """Against Trainer with its defaults and with its best settings (bf16, group_by_length)."""
-    base = Job(side="Trainer", model=_model(model), rows=rows, batch=batch, epochs=epochs, threads=threads)
+    base = Job(side="Trainer", model=model, rows=rows, batch=batch, epochs=epochs, threads=threads)
     sides: tuple[Side, ...] = ("Trainer", "ours", "Trainer best", "ours fp32")
     results = alternate([replace(base, side=side) for side in sides], rounds)
-    report("fine-tuning, against its defaults", results, "Trainer", as_json)
-    report("fine-tuning, against its best settings", results, "Trainer best", as_json)
+    report(results, ["Trainer", "Trainer best"], as_json=as_json)
 
 
 @app.command()
@@ -370,13 +338,13 @@ def trunk(
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 20,
     top_layers: Annotated[int, typer.Option(help="Layers adapted.")] = 1,
     threads: Threads = 1,
-    model: Model = "",
+    model: Model = SEEDLING,
     as_json: Json = False,
 ) -> None:
     """The cache of the frozen trunk's hidden states, against computing them at each visit."""
-    base = Job(side="ours", model=_model(model), rows=128, epochs=epochs, top_layers=top_layers, threads=threads)
+    base = Job(side="ours", model=model, rows=128, epochs=epochs, top_layers=top_layers, threads=threads)
     results = alternate([replace(base, side="ours uncached"), base], rounds)
-    report(f"trunk cache, top {top_layers} of the layers", results, "ours uncached", as_json)
+    report(results, ["ours uncached"], as_json=as_json)
 
 
 @app.command()
@@ -389,9 +357,9 @@ def large(
     """Peak memory above the weights of a random model of Qwen2.5-0.5B's shape in bfloat16, recomputing activations."""
     sides: tuple[Side, ...] = ("Trainer", "ours")
     base = Job(
-        side="ours", model="0.5b", rows=steps, shortest=256, longest=256, batch=1, recompute=True, threads=threads
+        side="ours", model=HALF_BILLION, rows=steps, shortest=256, longest=256, batch=1, recompute=True, threads=threads
     )
-    report("0.5 B parameters", alternate([replace(base, side=side) for side in sides], rounds), "Trainer", as_json)
+    report(alternate([replace(base, side=side) for side in sides], rounds), ["Trainer"], as_json=as_json)
 
 
 @app.command(hidden=True)

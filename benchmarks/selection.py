@@ -25,9 +25,9 @@ from typing import Annotated, Final
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.models import HALF_BILLION, half_billion
+from benchmarks.report import markdown
 from client.buffer import PrivateBuffer
 from client.dialogue import Dialogue, derive_seed
 from client.model import BaseModel, Embedding, load_model
@@ -36,7 +36,6 @@ from client.selection.policy import Action
 from florilegium.errors import FlorilegiumError
 
 WORDS: Final = ("what", "how", "my", "the", "doctor", "soup", "train", "sister", "garden", "was", "tell", "Friday")
-BUILT_IN, RANDOM_0_5B = "built-in", "random-0.5b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,26 +67,6 @@ class Result:
     p95: Cost
     share_median: float
     share_p95: float
-
-
-def random_half_billion(like: BaseModel) -> BaseModel:
-    """Make a model of the shape of Qwen2.5-0.5B with random weights and the tokenizer of another."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4_864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    module = Qwen2ForCausalLM(config)
-    module.train(False)
-    return BaseModel(RANDOM_0_5B, module, like.tokenizer)
 
 
 def make_dialogue(number: int) -> Dialogue:
@@ -198,17 +177,20 @@ def at_percentile(costs: list[Cost], percent: float) -> Cost:
     return Cost(**{name: float(np.percentile([getattr(cost, name) for cost in costs], percent)) for name in names})
 
 
-def show(results: list[Result]) -> None:
-    """Print a table, medians with 95th percentiles in brackets."""
-    table = Table("model", "bins", "tokens", "generate ms", "metrics", "policy", "write", "share of generating")
+def table(results: list[Result]) -> str:
+    """Return a table, medians with 95th percentiles in brackets."""
+    rows = []
     for result in results:
         parts = [
             f"{getattr(result.median, name):.2f} ({getattr(result.p95, name):.2f})"
             for name in ("generate", "metrics", "policy", "write")
         ]
-        share = f"{result.share_median:.2%} ({result.share_p95:.2%})"
-        table.add_row(result.model, str(result.bins), f"{result.tokens:.0f}", *parts, share)
-    Console().print(table)
+        share = f"**{result.share_median:.2%}** ({result.share_p95:.2%})"
+        rows.append([result.model, f"{result.bins:,}", f"{result.tokens:.0f}", *parts, share])
+    return markdown(
+        ["model", "bins", "tokens", "generate, ms", "metrics, ms", "policy, ms", "write, ms", "share of generating"],
+        rows,
+    )
 
 
 def main(
@@ -226,10 +208,10 @@ def main(
     """
     try:
         small = load_model(model)
-        results = list(run(small, BUILT_IN if model == "seedling" else model, bins, rounds, policy, max_new_tokens))
+        results = list(run(small, model, bins, rounds, policy, max_new_tokens))
         if large_rounds:
-            large = random_half_billion(small)
-            results += run(large, RANDOM_0_5B, bins, large_rounds, policy, max_new_tokens)
+            large = BaseModel(HALF_BILLION, half_billion("float32"), small.tokenizer)
+            results += run(large, HALF_BILLION, bins, large_rounds, policy, max_new_tokens)
     except FlorilegiumError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -237,7 +219,7 @@ def main(
         for result in results:
             typer.echo(json.dumps(asdict(result)))
     else:
-        show(results)
+        typer.echo(table(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure synthesis: which share of a model's samples passes the checks, and why the others fail, by temperature.
 
-    python -m benchmarks.synthesis --model seedling --temperatures 0.5 0.7 0.9 1.1 --json
+    python -m benchmarks.synthesis --model seedling --temperature 0.5 --temperature 0.9 --json
 
 The questions were written for this measurement: facts about people, appointments, preferences, how-to, and a few that
 are hard on purpose (short, long, two sentences, lower case, another language, no question mark).
@@ -8,19 +8,20 @@ are hard on purpose (short, long, two sentences, lower case, another language, n
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import torch
+import typer
 
+from benchmarks.report import markdown
 from client.dialogue import Example, derive_id
 from client.model import BaseModel, load_model
 from client.rouge import rouge1
@@ -172,64 +173,68 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def table(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """Yield the measurements as a Markdown table."""
-    yield "| mode | temperature | samples | valid | children | complete | ROUGE-1 | siblings | s/child | drops |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for each in measurements:
-        drops = ", ".join(f"{reason} {number}" for reason, number in each.drops.items())
-        yield (
-            f"| {each.mode} | {each.temperature} | {each.samples} | {each.valid_share:.0%} | {each.children:.2f} "
-            f"| {each.complete_share:.0%} | {each.rouge1:.2f} | {each.sibling_rouge1:.2f} "
-            f"| {each.seconds_per_child:.2f} | {drops} |"
-        )
+def table(measurements: Sequence[Measurement]) -> str:
+    """Return the measurements as a Markdown table."""
+    header = [
+        "mode",
+        "temperature",
+        "samples",
+        "valid",
+        "children",
+        "complete",
+        "ROUGE-1",
+        "siblings",
+        "s/child",
+        "drops",
+    ]
+    return markdown(header, [_row(each) for each in measurements])
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthesis", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--model", default="seedling", help="seedling, a local folder or a Hub name")
-    parser.add_argument("--mode", nargs="+", default=["questions"], choices=list(SYNTHESIZERS))
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[DEFAULT_TEMPERATURE])
-    parser.add_argument("--count", type=int, default=3, help="children for each question")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("--samples", type=Path, help="also write the children to this file; the questions are public")
-    return parser.parse_args(arguments)
+def _row(each: Measurement) -> list[str]:
+    drops = ", ".join(f"{reason} {number}" for reason, number in each.drops.items())
+    shares = [f"{each.valid_share:.0%}", f"{each.children:.2f}", f"{each.complete_share:.0%}"]
+    overlaps = [f"{each.rouge1:.2f}", f"{each.sibling_rouge1:.2f}", f"{each.seconds_per_child:.2f}"]
+    return [each.mode, f"{each.temperature}", f"{each.samples}", *shares, *overlaps, drops]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the measurement; return the exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
-    torch.set_num_threads(options.threads)
+def main(
+    model: Annotated[str, typer.Option(help='"seedling", a Hub name or a local path.')] = "seedling",
+    mode: Annotated[list[str], typer.Option(help="A synthesizer; may be given several times.")] = ["questions"],  # noqa: B006
+    temperature: Annotated[list[float], typer.Option(help="Of the sampling; may be given several times.")] = [  # noqa: B006
+        DEFAULT_TEMPERATURE
+    ],
+    count: Annotated[int, typer.Option(help="Children for each question.", min=1)] = 3,
+    seed: int = 0,
+    threads: Annotated[int, typer.Option(help="Threads of the arithmetic.", min=1)] = 1,
+    samples: Annotated[Path | None, typer.Option(help="Also write the children to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+) -> None:
+    """Measure which share of a model's samples passes the checks of synthesis.
+
+    Example: python -m benchmarks.synthesis --temperature 0.5 --temperature 0.9 --json
+    """
+    torch.set_num_threads(threads)
     examples = read_examples()
     measurements: list[Measurement] = []
     lines: list[str] = []
     try:
-        model = load_model(options.model)
-        for mode in options.mode:
-            for temperature in options.temperatures:
-                summary, results = measure(
-                    model, examples, mode=mode, temperature=temperature, count=options.count, seed=options.seed
-                )
+        loaded = load_model(model)
+        for name in mode:
+            for heat in temperature:
+                summary, results = measure(loaded, examples, mode=name, temperature=heat, count=count, seed=seed)
                 measurements.append(summary)
                 for example, result in zip(examples, results, strict=True):
                     lines += [
-                        f"{mode} {temperature} | {example.question} | {child.question} | {child.response}"
+                        f"{name} {heat} | {example.question} | {child.question} | {child.response}"
                         for child in result.children
                     ]
     except FlorilegiumError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if options.samples is not None:
-        options.samples.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(
-        json.dumps([asdict(each) for each in measurements], indent=1)
-        if options.json
-        else "\n".join(table(measurements))
-    )
-    return 0
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    if samples is not None:
+        samples.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    typer.echo(json.dumps([asdict(each) for each in measurements], indent=1) if as_json else table(measurements))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +81,10 @@ def _read_batch(module: PreTrainedModel, rows: Sequence[Row], with_states: bool)
         ids[at, : len(row.ids)] = torch.as_tensor(row.ids)
         asked[at, row.start - 1 : row.stop - 1] = True
     device = device_of(module)
-    states = module.get_decoder()(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    decoder: Any = module.get_decoder()  # type: ignore[no-untyped-call]
+    states: Tensor = decoder(input_ids=ids.to(device), use_cache=False).last_hidden_state
     nats = _surprisal(module, states[asked.to(device)], ids[:, 1:][asked[:, :-1]].to(device))
-    split: tuple[Tensor, ...] = nats.split([row.stop - row.start for row in rows])  # type: ignore[no-untyped-call]
+    split = torch.split(nats, [row.stop - row.start for row in rows])
     if not with_states:
         return [Reading(part) for part in split]
     states = states.float().cpu()
@@ -93,5 +94,5 @@ def _read_batch(module: PreTrainedModel, rows: Sequence[Row], with_states: bool)
 def _surprisal(module: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
     head = output_head(module)
     chunk = max(1, _LOGITS // int(module.config.get_text_config().vocab_size))
-    parts = zip(states.split(chunk), targets.split(chunk), strict=True)
+    parts = zip(torch.split(states, chunk), torch.split(targets, chunk), strict=True)
     return torch.cat([F.cross_entropy(head(part).float(), goal, reduction="none") for part, goal in parts]).cpu()
