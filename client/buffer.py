@@ -26,7 +26,7 @@ import numpy as np
 
 from client import buffer_tables as tables
 from client.buffer_tables import BufferedDialogue, DayCounts, LoggedDecision, Part
-from client.dialogue import Annotation, Dialogue, Example, derive_seed
+from client.dialogue import Annotation, Dialogue, Example, Verdict, derive_seed
 from client.selection.held import Held
 from client.selection.lexicons import Lexicons, load_lexicons
 from client.selection.policies import make_policy
@@ -104,12 +104,21 @@ class _Mirror:
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """A dialogue to be decided about; `number` is None until its arrival is stored."""
+    """A dialogue to be decided about.
+
+    Attributes:
+        dialogue: what was said.
+        scored: its numbers; None where the embedding is unusable.
+        day: when it came.
+        number: of its arrival; None until that is stored.
+        wanted: whether its user asked for it to be kept.
+    """
 
     dialogue: Dialogue
     scored: Scored | None
     day: date
     number: int | None = None
+    wanted: bool = False
 
 
 class PrivateBuffer:
@@ -194,9 +203,26 @@ class PrivateBuffer:
             if known is not None:
                 return known.decision
             self._drain()
-            fits = _text_bytes(dialogue.question, dialogue.response) <= self.bin_bytes
-            scored = score(dialogue, embedding, self._lexicons, self._reading) if fits else None
-            return self._settle(_Arrival(dialogue, scored, day or _today()))
+            return self._settle(_Arrival(dialogue, self._score(dialogue, embedding), day or _today()))
+
+    def adopt(self, dialogue: Dialogue, embedding: Embedded, *, day: date | None = None) -> Decision:
+        """Keep a dialogue because its user wants it kept, such as one whose reply they corrected.
+
+        A dialogue that is here stays. Else it arrives once more, and where the policy would drop it, it takes the bin
+        of the oldest set that nobody answered about, or of the oldest of all.
+
+        Raises:
+            InputError: the text is not valid Unicode.
+            StorageError: nothing was stored: the disk is full or failing, or the embedding is of another base model.
+        """
+        with self._guard:
+            self._drain()
+            with self._database.reading() as sql:
+                known = tables.select_decision(sql, dialogue.dialogue_id)
+                if known is not None and tables.has_dialogue(sql, dialogue.dialogue_id):
+                    return known.decision
+            scored = self._score(dialogue, embedding)
+            return self._settle(_Arrival(dialogue, scored, day or _today(), wanted=True))
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
@@ -300,14 +326,17 @@ class PrivateBuffer:
         key, size = annotation.dialogue_id, _text_bytes(annotation.ideal or "")
         if size > self.bin_bytes:
             raise InputError(f"the ideal answer has {size} bytes, a bin {self.bin_bytes}", "shorten it")
-        with self._guard, self._database.transaction() as sql:
-            if not tables.has_dialogue(sql, key):
-                return False
-            tables.delete_ask(sql, key)
-            if tables.select_annotation(sql, key) != annotation:
-                tables.put_annotation(sql, annotation)
-                tables.put_children(sql, key, (), {})
-                tables.add_to_day(sql, day or _today(), DayCounts(annotated=1))
+        with self._guard:
+            with self._database.transaction() as sql:
+                if not tables.has_dialogue(sql, key):
+                    return False
+                tables.delete_ask(sql, key)
+                if tables.select_annotation(sql, key) != annotation:
+                    tables.put_annotation(sql, annotation)
+                    tables.put_children(sql, key, (), {})
+                    tables.add_to_day(sql, day or _today(), DayCounts(annotated=1))
+            if self._mirror is not None:
+                self._mirror.held.note_answer(key, answered=annotation.verdict is not Verdict.SKIP)
             return True
 
     def annotation(self, dialogue_id: str) -> Annotation | None:
@@ -476,12 +505,20 @@ class PrivateBuffer:
                 return "refused", Decision(action=Action.DROP, reason="queue-full")
             return "queue", Decision(action=Action.QUEUE, reason="frozen")
         if self._hash(scored.dialogue_id) < self._holdout_share:
-            return "heldout", self._decide_heldout(scored, mirror.heldout)
+            decision = self._decide_heldout(scored, mirror.heldout)
+            last = max(mirror.heldout, key=self._hash, default=None)
+            return "heldout", _overruled(decision, last) if arrival.wanted else decision
         newcomer = replace(scored, idd=mirror.held.idd_of(scored.vector, scored.domain))
         rng = np.random.default_rng(derive_seed("selection", self._seed, scored.dialogue_id))
         decision = self._policy.decide(newcomer, mirror.held, rng)
+        if arrival.wanted:
+            decision = _overruled(decision, mirror.held.oldest_unanswered)
         scores = {"eoe": newcomer.eoe, "dss": newcomer.dss, "idd": newcomer.idd}
         return "train", replace(decision, evidence=scores | dict(decision.evidence))
+
+    def _score(self, dialogue: Dialogue, embedding: Embedded) -> Scored | None:
+        fits = _text_bytes(dialogue.question, dialogue.response) <= self.bin_bytes
+        return score(dialogue, embedding, self._lexicons, self._reading) if fits else None
 
     def _refusal(self, arrival: _Arrival, mirror: _Mirror) -> Decision | None:
         size = _text_bytes(arrival.dialogue.question, arrival.dialogue.response)
@@ -522,6 +559,8 @@ class PrivateBuffer:
         key = arrival.dialogue.dialogue_id
         if decision.victim_id is not None:
             tables.delete_dialogue(sql, decision.victim_id)
+        if arrival.wanted:
+            tables.delete_decision(sql, key)
         if decision.action is Action.DROP or arrival.scored is None:
             tables.delete_dialogue(sql, key)  # it may have waited in the file
         else:
@@ -535,6 +574,13 @@ class PrivateBuffer:
         if number % PRUNE_EVERY == 0:
             tables.prune_decisions(sql, number - DECISION_ROWS)
         return number
+
+
+def _overruled(decision: Decision, victim_id: str | None) -> Decision:
+    """Let a newcomer that was to be dropped take a bin after all."""
+    if decision.action is not Action.DROP or victim_id is None:
+        return decision
+    return replace(decision, action=Action.REPLACE, victim_id=victim_id, reason="wanted")
 
 
 def _require(name: str, value: object, holds: bool, rule: str) -> None:

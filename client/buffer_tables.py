@@ -102,7 +102,14 @@ def _decision(action: str, victim_id: str | None, reason: str, evidence: str) ->
 
 
 def _scored(
-    dialogue_id: str, vector: bytes, domain: str, eoe: float, dss: float, question_words: int, possessives: int
+    dialogue_id: str,
+    vector: bytes,
+    domain: str,
+    eoe: float,
+    dss: float,
+    question_words: int,
+    possessives: int,
+    verdict: str | None,
 ) -> Scored:
     return Scored(
         dialogue_id=dialogue_id,
@@ -112,6 +119,7 @@ def _scored(
         dss=dss,
         question_words=question_words,
         possessives=possessives,
+        answered=verdict not in {None, Verdict.SKIP},
     )
 
 
@@ -135,15 +143,15 @@ def select_pending(sql: sqlite3.Connection) -> list[BufferedDialogue]:
 
 
 def _buffered(sql: sqlite3.Connection, clause: str, *values: str) -> list[BufferedDialogue]:
-    query = f"""SELECT {_SCORES}, d.question, d.response, d.arrived, a.verdict, a.ideal, a.origin, {_DECISION}
+    query = f"""SELECT {_SCORES}, a.verdict, d.question, d.response, d.arrived, a.ideal, a.origin, {_DECISION}
                 FROM dialogues d JOIN decisions c USING (dialogue_id) LEFT JOIN annotations a USING (dialogue_id)
                 {clause}"""
     return [
         BufferedDialogue(
-            dialogue=Dialogue(question=row[7], response=row[8], dialogue_id=row[0]),
-            scored=_scored(*row[:7]),
-            annotation=_annotation(row[0], *row[10:13]),
-            arrived_index=row[9],
+            dialogue=Dialogue(question=row[8], response=row[9], dialogue_id=row[0]),
+            scored=_scored(*row[:8]),
+            annotation=_annotation(row[0], row[7], *row[11:13]),
+            arrived_index=row[10],
             decision=_decision(*row[13:]),
         )
         for row in sql.execute(query, values)
@@ -152,8 +160,9 @@ def _buffered(sql: sqlite3.Connection, clause: str, *values: str) -> list[Buffer
 
 def select_scores(sql: sqlite3.Connection) -> list[tuple[Scored, int]]:
     """Return the numbers of what is held for training, with the number of arrival, in the order of bins."""
-    query = f"SELECT {_SCORES}, d.arrived FROM dialogues d WHERE d.part = 'train' ORDER BY d.bin"
-    return [(_scored(*row[:7]), row[7]) for row in sql.execute(query)]
+    query = f"""SELECT {_SCORES}, a.verdict, d.arrived FROM dialogues d LEFT JOIN annotations a USING (dialogue_id)
+                WHERE d.part = 'train' ORDER BY d.bin"""
+    return [(_scored(*row[:8]), row[8]) for row in sql.execute(query)]
 
 
 def select_ids(sql: sqlite3.Connection, part: Part) -> list[str]:
@@ -272,6 +281,11 @@ def put_decision(sql: sqlite3.Connection, logged: LoggedDecision) -> None:
         ),
     )
     add_to_counter(sql, f"{logged.part}/{decision.action}/{decision.reason}")
+
+
+def delete_decision(sql: sqlite3.Connection, dialogue_id: str) -> None:
+    """Delete the decision on a dialogue that is to be decided about once more."""
+    sql.execute("DELETE FROM decisions WHERE dialogue_id = ?", (dialogue_id,))
 
 
 def forget_decisions(sql: sqlite3.Connection, dialogue_id: str) -> bool:

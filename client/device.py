@@ -207,8 +207,20 @@ class Device:
         return self.buffer.annotate(annotation)
 
     def edit(self, dialogue: Dialogue, text: str) -> bool:
-        """Take a reply that the user edited as the ideal answer; return False if the buffer does not hold it."""
-        return self.buffer.annotate(read_edit(dialogue, text))
+        """Take a reply that the user edited as the ideal answer, and keep its dialogue whatever selection decided.
+
+        Returns:
+            False if it cannot be kept: it is larger than a bin.
+
+        Raises:
+            InputError: the text is empty or too long.
+            StorageError: nothing was stored.
+        """
+        annotation = read_edit(dialogue, text)
+        if self.buffer.annotate(annotation):
+            return True
+        self.buffer.adopt(dialogue, self._model.embed([dialogue])[0])
+        return self.buffer.annotate(annotation)
 
     @property
     def due(self) -> bool:

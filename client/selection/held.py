@@ -21,7 +21,7 @@ __all__ = ["Held"]
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-_SCORES: Final = ("eoe", "dss", "question_words", "possessives")
+_SCORES: Final = ("eoe", "dss", "question_words", "possessives", "answered")
 
 
 class Held:
@@ -93,6 +93,17 @@ class Held:
         return self._numbers["possessives"][: len(self)]
 
     @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Mark the sets whose user accepted the response or gave the ideal one, (sets,)."""
+        return self._numbers["answered"][: len(self)] > 0
+
+    @property
+    def oldest_unanswered(self) -> str | None:
+        """The set that arrived first of those that nobody answered about, else of all; None while there are none."""
+        order = np.lexsort((self.arrived, self.answered))
+        return self.ids[order[0]] if len(order) else None
+
+    @property
     def idd(self) -> Floats:
         """In-domain dissimilarities against the buffer as it is now, (sets,); 1 for the only set of a domain."""
         codes = self._codes[: len(self)]
@@ -150,6 +161,11 @@ class Held:
         self._write(row, scored, arrived)
         self._link(row, cosines)
         self._search(orphans)
+
+    def note_answer(self, dialogue_id: str, *, answered: bool) -> None:
+        """Note that a set's user answered about it, or took the answer back; sets that are not held are passed over."""
+        if dialogue_id in self.ids:
+            self._numbers["answered"][self.ids.index(dialogue_id)] = answered
 
     def _search(self, rows: Iterable[int]) -> None:
         """Compute the cosine sums and nearest neighbours of some sets from scratch."""

@@ -39,6 +39,7 @@ class Scored:
         idd: in-domain dissimilarity to the buffer as it is now.
         question_words: how many different words the user said.
         possessives: how many words of the user's say that something is the user's own ("my", "our", "mein", "我的").
+        answered: whether its user accepted the response or gave the ideal one; never of a newcomer.
     """
 
     dialogue_id: str
@@ -49,6 +50,7 @@ class Scored:
     idd: float = 1.0
     question_words: int = 0
     possessives: int = 0
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

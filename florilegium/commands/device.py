@@ -71,7 +71,7 @@ def chat(directory: Directory) -> None:
                 console.print("[bold]device[/]", last.dialogue.response, markup=False)
             elif line.startswith("/edit ") and last is not None:
                 kept = device.edit(last.dialogue, line.removeprefix("/edit "))
-                console.print("noted" if kept else "noted, though the dialogue was not kept", style="dim")
+                console.print("noted" if kept else "not noted: it is too long for a bin of the buffer", style="dim")
             else:
                 last = device.observe(line)
                 console.print("[bold]device[/]", end=" ")

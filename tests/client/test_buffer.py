@@ -23,8 +23,9 @@ from client import buffer as buffer_module
 from client.buffer import DayCounts, PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Example, Verdict
 from client.selection import POLICIES, Lexicons
+from client.selection.held import Held
 from client.selection.metrics import Vector
-from client.selection.policy import Action, Decision
+from client.selection.policy import Action, Decision, Scored
 from client.selection.scoring import pack_vector
 from florilegium.errors import ConfigError, FlorilegiumError, InputError, StorageError
 
@@ -220,6 +221,58 @@ def test_an_embedding_of_another_base_model_is_an_error_that_stores_nothing(open
         buffer.offer(dialogue(2), embedded(2, hidden=9))
     assert buffer.seen == 1
     assert buffer.offer(dialogue(2), embedded(2)).action is Action.KEEP
+
+
+class Stubborn:
+    """A policy that never replaces."""
+
+    def decide(self, newcomer: Scored, held: Held, rng: np.random.Generator) -> Decision:
+        return Decision(action=Action.KEEP if held.has_room else Action.DROP, reason="stubborn")
+
+
+def test_a_wanted_dialogue_takes_the_bin_of_the_oldest_that_nobody_answered_about(opened: Opener) -> None:
+    buffer = opened(bins=3, policy=Stubborn())
+    for key in range(3):
+        buffer.offer(dialogue(key), embedded(key))
+    buffer.annotate(Annotation(dialogue_id="d0", verdict=Verdict.ACCEPT))
+    assert buffer.offer(dialogue(9), embedded(9)).action is Action.DROP
+    decision = buffer.adopt(dialogue(9), embedded(9))
+    assert (decision.action, decision.victim_id, decision.reason) == (Action.REPLACE, "d1", "wanted")
+    assert buffer.adopt(dialogue(9), embedded(9)) == decision, "what is here stays"
+    assert buffer.adopt(dialogue(7), embedded(7)).victim_id == "d2"
+    for key in (9, 7):
+        buffer.annotate(Annotation(dialogue_id=f"d{key}", verdict=Verdict.ACCEPT))
+    assert buffer.adopt(dialogue(8), embedded(8)).victim_id == "d0", "all are answered: the oldest goes"
+    before = state(buffer)
+    assert len(buffer.decisions("d9")) == 1
+    assert buffer.seen == 7, "a dialogue that is adopted arrives once more"
+    reopened = opened(bins=3, policy=Stubborn())
+    assert state(reopened) == before
+    assert ids(reopened) == ["d9", "d7", "d8"]
+
+
+def test_a_dialogue_that_was_never_offered_can_be_adopted(opened: Opener) -> None:
+    assert opened().adopt(dialogue(1), embedded(1)).action is Action.KEEP
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_policies_are_told_what_was_answered_before_and_after_a_restart(opened: Opener, verdict: Verdict) -> None:
+    told: list[list[bool]] = []
+
+    class Listening(Stubborn):
+        def decide(self, newcomer: Scored, held: Held, rng: np.random.Generator) -> Decision:
+            told.append(held.answered.tolist())
+            return super().decide(newcomer, held, rng)
+
+    buffer = opened(bins=2, policy=Listening())
+    for key in range(2):
+        buffer.offer(dialogue(key), embedded(key))
+    ideal = "yes" if verdict is Verdict.IDEAL else None
+    buffer.annotate(Annotation(dialogue_id="d1", verdict=verdict, ideal=ideal))
+    told.clear()
+    buffer.offer(dialogue(2), embedded(2))
+    opened(bins=2, policy=Listening()).offer(dialogue(3), embedded(3))
+    assert told == [[False, verdict is not Verdict.SKIP]] * 2
 
 
 def test_a_waiting_embedding_of_another_base_model_does_not_stop_the_others(opened: Opener) -> None:

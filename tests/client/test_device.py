@@ -143,6 +143,30 @@ def test_an_edited_reply_is_an_ideal_answer(tmp_path: Path, tiny_model: BaseMode
         assert (annotation.verdict, annotation.ideal, annotation.origin) == ("ideal", "By the door.", "edited")
 
 
+@pytest.mark.parametrize("holdout_share", [0.0, 0.5])
+def test_an_edited_reply_is_kept_even_if_selection_dropped_it(
+    tmp_path: Path, tiny_model: BaseModel, holdout_share: float
+) -> None:
+    directory = make(tmp_path / "d", bins=2, policy="eoe", holdout_share=holdout_share)
+    with Device.open(directory, model=tiny_model) as device:
+        seen = [device.observe(f"Where is box {number}?", dialogue_id=f"d{number}") for number in range(12)]
+        dropped = [each.dialogue for each in seen if each.decision.action == "drop"]
+        assert dropped
+        for dialogue in dropped:
+            assert device.edit(dialogue, "By the door.")
+            held = [*device.buffer.dialogues(), *device.buffer.heldout()]
+            assert dialogue.dialogue_id in {item.dialogue.dialogue_id for item in held}
+            assert device.buffer.decisions(dialogue.dialogue_id)[0].decision.action != "drop"
+        assert len(device.buffer) <= 2
+
+
+def test_an_edited_reply_that_fits_no_bin_is_refused(tmp_path: Path, tiny_model: BaseModel) -> None:
+    with Device.open(make(tmp_path / "d", bin_kilobytes=1), model=tiny_model) as device:
+        seen = device.observe("Where? " * 200, "I do not know.")
+        assert seen.decision.reason == "too-large"
+        assert not device.edit(seen.dialogue, "By the door.")
+
+
 def test_a_regenerated_response_is_another_dialogue_and_the_first_is_asked_about(
     tmp_path: Path, tiny_model: BaseModel
 ) -> None:

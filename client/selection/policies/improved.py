@@ -47,6 +47,8 @@ class ImprovedConfig:
     novelty: float = 0.3
     recency: float = 0.2
     twin_share: float = 0.05
+    answered: float = 0.0
+    keeps_answered_twin: bool = False
 
 
 def share_of_rank(values: Floats) -> Floats:
@@ -75,6 +77,8 @@ class Improved:
         nearest = int(distances.argmin())
         evidence = {"distance": float(distances[nearest]), "usual_distance": float(np.median(distances))}
         if evidence["distance"] <= self.config.twin_share * evidence["usual_distance"]:
+            if self.config.keeps_answered_twin and held.answered[nearest]:
+                return Decision(action=Action.DROP, reason="answered-twin", evidence=evidence)
             return Decision(action=Action.REPLACE, victim_id=held.ids[nearest], reason="newer-twin", evidence=evidence)
         if held.has_room:
             return Decision(action=Action.KEEP, reason="room", evidence=evidence)
@@ -92,4 +96,5 @@ class Improved:
         arrived = np.append(held.arrived, held.arrived.max() + 1).astype(np.float64)
         value: Floats = np.mean(qualities, axis=0)
         value += self.config.novelty * share_of_rank(apart) + self.config.recency * share_of_rank(arrived)
+        value += self.config.answered * np.append(held.answered, False)
         return value
