@@ -1,54 +1,76 @@
-"""Figures as inline SVG: fluid in width (coordinates in percent), coloured by the page's CSS, no script.
+"""Figures as inline SVG, drawn by matplotlib and coloured by the page's CSS.
 
-A mark's exact numbers are its `<title>`, which browsers show on hovering and screen readers read aloud.
+Colours are CSS variables of `report.css`: matplotlib is given their light values, which are replaced by the variables'
+names in its output, so that a figure follows the reader's theme.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["Range", "Series", "axis_row", "bars", "curve", "labels", "shares", "whisker"]
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-_CURVE_HEIGHT: Final = 132
-_BAR_HEIGHT: Final = 110
-_ROW_HEIGHT: Final = 26
-_MARGIN: Final = 0.06
+__all__ = ["COLOURED_PARTS", "Series", "Whisker", "curves", "shares", "user_bars", "whiskers"]
+
+_COLOURS: Final = {
+    "ink": "#1d2430", "quiet": "#667085", "rule": "#e4e2da", "card": "#ffffff", "accent": "#1f6f8b",
+    "other": "#c9ccd1", "gain": "#2a7f62", "loss": "#b4483b", "open": "#9a7b1e",
+    "p1": "#d98e3f", "p2": "#6a9a4b", "p3": "#b4596f", "p4": "#6d6aa8", "p5": "#a3835c", "p6": "#4fa3a5",
+    "p7": "#a9adb5",
+}  # fmt: skip
+_PARTS: Final = ("accent", "p1", "p2", "p3", "p4", "p5", "p6", "p7")
+COLOURED_PARTS: Final = len(_PARTS)
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "florilegium",  # equal figures are equal files
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": _COLOURS["ink"],
+    "axes.edgecolor": _COLOURS["rule"],
+    "axes.labelcolor": _COLOURS["quiet"],
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _COLOURS["rule"],
+    "xtick.color": _COLOURS["quiet"],
+    "ytick.color": _COLOURS["quiet"],
+    "ytick.labelcolor": _COLOURS["ink"],
+}
+_SVG: Final = re.compile(r'<svg[^>]*(viewBox="[^"]*")[^>]*>(.*</svg>)', re.DOTALL)
+_WIDTH_INCHES: Final = 10.0
+_PANELS_A_ROW: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The stretch of values that an axis shows."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whisker:
+    """A mean with its interval, and the mean of the worst-off where it is known.
 
+    Attributes:
+        mean: over users.
+        low: lower end of the interval.
+        high: upper end.
+        worst: mean over the worst-off users.
+        stands_out: whether it is drawn in another colour.
+    """
+
+    mean: float
     low: float
     high: float
-
-    @classmethod
-    def around(cls, values: Sequence[float]) -> Range:
-        """Return the range of `values` with a little room on both sides."""
-        low, high = min(values), max(values)
-        room = (high - low or abs(high) or 1.0) * _MARGIN
-        return cls(low - room, high + room)
-
-    def percent(self, value: float) -> float:
-        """Return where a value lies, from 0 (low) to 100 (high), held within the figure."""
-        return min(100.0, max(0.0, 100 * (value - self.low) / (self.high - self.low)))
-
-    def ticks(self, wanted: int = 4) -> list[float]:
-        """Return about `wanted` round values inside the range.
-
-        >>> Range(0.02, 0.51).ticks()
-        [0.2, 0.4]
-        """
-        rough = (self.high - self.low) / wanted
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [round(index * step, 12) for index in range(first, last + 1)]
+    worst: float | None = None
+    stands_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,113 +83,94 @@ class Series:
     high: Sequence[float]
 
 
-def whisker(
-    *,
-    mean: float,
-    low: float,
-    high: float,
-    axis: Range,
-    title: str,
-    reference: float | None,
-    worst: float | None = None,
-) -> str:
-    """Draw a mean as a dot, its interval as a bar, and a value for the worst-off as a hollow dot, on one row."""
-    parts = [_vertical(axis.percent(tick), "grid") for tick in axis.ticks()]
-    if reference is not None:
-        parts.append(_vertical(axis.percent(reference), "reference"))
-    parts.append(f'<line class="interval" x1="{_p(axis, low)}" x2="{_p(axis, high)}" y1="50%" y2="50%"/>')
-    if worst is not None:
-        parts.append(f'<circle class="worst" cx="{_p(axis, worst)}" cy="50%" r="3.5"/>')
-    parts.append(f'<circle class="dot" cx="{_p(axis, mean)}" cy="50%" r="5"/>')
-    return _svg(parts, _ROW_HEIGHT, title, "whisker")
+def whiskers(rows: Mapping[str, Whisker], *, title: str, reference: float | None) -> str:
+    """Draw one row per name: dot, interval, hollow dot for the worst-off; `reference` is a dashed line."""
+    with _drawing(_WIDTH_INCHES / 2, 0.6 + 0.3 * len(rows)) as figure:
+        axes = figure.subplots()
+        for place, row in enumerate(rows.values()):
+            colour = _COLOURS["open" if row.stands_out else "accent"]
+            axes.hlines(place, row.low, row.high, color=colour, alpha=0.45, linewidth=4)
+            axes.plot(row.mean, place, "o", color=colour)
+            if row.worst is not None:
+                axes.plot(row.worst, place, "o", markerfacecolor=_COLOURS["card"], markeredgecolor=colour)
+            axes.annotate(f"{row.mean:.3f}", (1, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        if reference is not None:
+            axes.axvline(reference, color=_COLOURS["quiet"], linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.invert_yaxis()
+        axes.set_title(title)
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, title)
 
 
-def axis_row(axis: Range) -> str:
-    """Draw the numbers of an axis that rows of `whisker` share."""
-    ticks = [f'<text x="{_p(axis, tick)}" y="12" text-anchor="middle">{_short(tick)}</text>' for tick in axis.ticks()]
-    return _svg(ticks, 16, "axis", "axis")
+def curves(series: Mapping[str, Series], *, title: str, x_label: str) -> str:
+    """Draw one panel per name: its curve with its band, the others in the background."""
+    with _panels(len(series)) as (figure, panels):
+        for axes, (name, own) in zip(panels, series.items(), strict=True):
+            for other in series.values():
+                axes.plot(other.x, other.y, color=_COLOURS["other"], linewidth=0.8)
+            axes.fill_between(own.x, own.low, own.high, color=_COLOURS["accent"], alpha=0.18, linewidth=0)
+            axes.plot(own.x, own.y, "o-", color=_COLOURS["accent"], markersize=3)
+            axes.set_title(name)
+            axes.set_xlabel(x_label)
+        return _svg(figure, title)
 
 
-def curve(series: Series, others: Sequence[Series], *, y: Range, title: str) -> str:
-    """Draw one series with its band over the others in the background."""
-    x = Range(min(series.x), max(series.x) or 1.0)
-    inner = [f'<polyline class="other" points="{_points(each.x, each.y, x, y)}"/>' for each in others]
-    band = f"{_points(series.x, series.high, x, y)} {_points(series.x[::-1], series.low[::-1], x, y)}"
-    inner += [f'<polygon class="band" points="{band}"/>']
-    inner += [f'<polyline class="line" points="{_points(series.x, series.y, x, y)}"/>']
-    stretched = f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" overflow="visible">{"".join(inner)}</svg>'
-    grid = [_horizontal(100 - y.percent(tick), "grid") for tick in y.ticks(3)]
-    dots = [
-        f'<circle class="dot" cx="{_p(x, a)}" cy="{100 - y.percent(b):.2f}%" r="3"/>'
-        for a, b in zip(series.x, series.y, strict=True)
-    ]
-    return _svg([*grid, stretched, *dots], _CURVE_HEIGHT, title, "curve")
+def user_bars(differences: Mapping[str, Sequence[float]], *, title: str) -> str:
+    """Draw one panel per name: one bar per user from zero, in the order given, losses in another colour."""
+    with _panels(len(differences)) as (figure, panels):
+        for axes, (name, values) in zip(panels, differences.items(), strict=True):
+            colours = [_COLOURS["gain" if value > 0 else "loss" if value < 0 else "quiet"] for value in values]
+            axes.bar(range(len(values)), values, color=colours)
+            axes.axhline(0, color=_COLOURS["quiet"], linewidth=1)
+            axes.set_title(name)
+            axes.set_xticks([])
+            worse = sum(value < 0 for value in values)
+            axes.set_xlabel(f"{worse} of {len(values)} worse off")
+        return _svg(figure, title)
 
 
-def bars(values: Sequence[float], *, y: Range, higher_is_better: bool, title: str) -> str:
-    """Draw one bar per user from zero, in the order given; losses in another colour."""
-    zero, width = 100 - y.percent(0.0), 100 / len(values)
-    parts = []
-    for index, value in enumerate(values):
-        end = 100 - y.percent(value)
-        tone = "same" if value == 0 else "gain" if (value > 0) == higher_is_better else "loss"
-        # An exact zero (the gate kept the base model) still shows, as a thin mark on the line.
-        height = max(abs(end - zero), 1.0)
-        parts.append(
-            f'<rect class="{tone}" x="{(index + 0.12) * width:.2f}%" width="{0.76 * width:.2f}%" '
-            f'y="{min(end, zero):.2f}%" height="{height:.2f}%"/>'
-        )
-    grid = [_horizontal(100 - y.percent(tick), "grid") for tick in y.ticks(3)]
-    return _svg([*grid, *parts, _horizontal(zero, "reference")], _BAR_HEIGHT, title, "bars")
+def shares(rows: Mapping[str, Mapping[str, int]], order: Sequence[str], *, title: str) -> str:
+    """Draw counts as parts of one full-width bar per name, in the order and colours of `order`."""
+    with _drawing(_WIDTH_INCHES, 0.9 + 0.28 * len(rows)) as figure:
+        axes = figure.subplots()
+        totals = [sum(counts.values()) or 1 for counts in rows.values()]
+        start = [0.0] * len(rows)
+        for colour, kind in zip(_PARTS, order, strict=False):
+            parts = [100 * counts.get(kind, 0) / total for counts, total in zip(rows.values(), totals, strict=True)]
+            axes.barh(range(len(rows)), parts, left=start, color=_COLOURS[colour], label=kind, height=0.7)
+            start = [left + part for left, part in zip(start, parts, strict=True)]
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of dialogues")
+        axes.grid(visible=False)
+        figure.legend(loc="outside upper left", ncols=len(order), frameon=False, handlelength=1, columnspacing=1)
+        return _svg(figure, title)
 
 
-def shares(counts: Mapping[str, int], order: Sequence[str], *, title: str) -> str:
-    """Draw counts as parts of one full-width bar; part k of `order` has the class `part-k`."""
-    total, start, parts = sum(counts.values()) or 1, 0.0, []
-    for index, name in enumerate(order):
-        width = 100 * counts.get(name, 0) / total
-        if width:
-            label = f"{name}: {counts[name]} ({width:.0f} %)"
-            parts.append(
-                f'<rect class="part-{index}" x="{start:.2f}%" width="{width:.2f}%" height="100%">'
-                f"<title>{escape(label)}</title></rect>"
-            )
-        start += width
-    return _svg(parts, 20, title, "shares")
+@contextmanager
+def _drawing(width: float, height: float) -> Iterator[Figure]:
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
-def labels(y: Range, height: int = _CURVE_HEIGHT) -> str:
-    """Draw the numbers of a vertical axis, for the column left of a figure."""
-    texts = [
-        f'<text x="100%" dx="-5" y="{100 - y.percent(tick):.2f}%" dy="3.5" text-anchor="end">{_short(tick)}</text>'
-        for tick in y.ticks(3)
-    ]
-    return _svg(texts, height, "axis", "labels")
+@contextmanager
+def _panels(count: int) -> Iterator[tuple[Figure, list[Axes]]]:
+    rows = math.ceil(count / _PANELS_A_ROW)
+    with _drawing(_WIDTH_INCHES, 1.9 * rows) as figure:
+        grid = list(figure.subplots(rows, _PANELS_A_ROW, sharey=True, squeeze=False).flat)
+        for spare in grid[count:]:
+            spare.set_visible(False)
+        yield figure, grid[:count]
 
 
-def _svg(parts: Sequence[str], height: int, title: str, kind: str) -> str:
+def _svg(figure: Figure, title: str) -> str:
+    """Return the figure as an `<svg>` element as wide as its place, with a name for those who cannot see it."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    view, inside = _SVG.search(text.getvalue()).groups()  # type: ignore[union-attr]
+    for name, value in _COLOURS.items():
+        inside = inside.replace(value, f"var(--{name})")
     name = escape(title)
-    return (
-        f'<svg class="{kind}" width="100%" height="{height}" role="img" aria-label="{name}">'
-        f"<title>{name}</title>{''.join(parts)}</svg>"
-    )
-
-
-def _p(axis: Range, value: float) -> str:
-    return f"{axis.percent(value):.2f}%"
-
-
-def _points(xs: Sequence[float], ys: Sequence[float], x: Range, y: Range) -> str:
-    return " ".join(f"{x.percent(a):.2f},{100 - y.percent(b):.2f}" for a, b in zip(xs, ys, strict=True))
-
-
-def _vertical(percent: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{percent:.2f}%" x2="{percent:.2f}%" y1="0" y2="100%"/>'
-
-
-def _horizontal(percent: float, kind: str) -> str:
-    return f'<line class="{kind}" y1="{percent:.2f}%" y2="{percent:.2f}%" x1="0" x2="100%"/>'
-
-
-def _short(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
+    return f'<svg class="figure" role="img" aria-label="{name}" {view}><title>{name}</title>{inside}'

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Final
 
 from rich.table import Table
 
-from simulation.figures import Range, Series, axis_row, bars, curve, labels, shares, whisker
+from simulation.figures import COLOURED_PARTS, Series, Whisker, curves, shares, user_bars, whiskers
 from simulation.findings import Verdict, describe, findings, notes, signed, verdict
 from simulation.records import METRICS
 from simulation.summary import REFERENCE, ArmSummary, Difference, Estimate, Summary
 
 __all__ = ["comparison_table", "render_report"]
 
-_PALETTE: Final = 8
 _MAIN_METRICS: Final = ("rouge1", "nll")
 _RICH_STYLES: Final = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.OPEN: ""}
 
@@ -97,8 +95,7 @@ _CURVES: Final = (
     "Left: before any learning."
 )
 _USERS: Final = (
-    "ROUGE-1 minus that of the base model, one bar per user, sorted: an average gain can hide users who lose. A flat "
-    "mark is a user whom the arm left with the base model's answers."
+    "ROUGE-1 minus that of the base model, one bar per user, sorted: an average gain can hide users who lose."
 )
 _KINDS: Final = "ROUGE-1 by what the held-out question probes; ± is half the 95 % interval."
 _KEPT: Final = (
@@ -142,52 +139,33 @@ def _findings(summary: Summary) -> str:
 def _scores(summary: Summary) -> str:
     panels = []
     for metric in _MAIN_METRICS:
-        title, direction = METRICS[metric].title, _direction(metric)
-        scores = {name: _Spread.of_estimate(arm.metrics[metric]) for name, arm in summary.arms.items()}
+        title = METRICS[metric].title
+        scores = {name: _of_estimate(arm, metric) for name, arm in summary.arms.items()}
         base = scores[REFERENCE].mean if REFERENCE in scores else None
-        panels.append(_whiskers(summary, f"{title} ({direction})", scores, base))
+        panels.append(whiskers(_starred(summary, scores), title=f"{title} ({_direction(metric)})", reference=base))
         gains = {
-            name: _Spread.of_difference(arm.differences[REFERENCE][metric])
+            name: _of_difference(arm, arm.differences[REFERENCE][metric])
             for name, arm in summary.arms.items()
             if REFERENCE in arm.differences
         }
         if gains:
-            panels.append(_whiskers(summary, f"{title} − base model, paired", gains, 0.0))
-    return f'<div class="pair">{"".join(panels)}</div>'
+            panels.append(whiskers(_starred(summary, gains), title=f"{title} − base model, paired", reference=0.0))
+    return f'<div class="pair">{"".join(f"<div class=card>{panel}</div>" for panel in panels)}</div>'
 
 
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    mean: float
-    low: float
-    high: float
-    worst: float | None = None
-
-    @classmethod
-    def of_estimate(cls, estimate: Estimate) -> _Spread:
-        return cls(estimate.mean, *_bounds(estimate), estimate.worst10)
-
-    @classmethod
-    def of_difference(cls, difference: Difference) -> _Spread:
-        return cls(difference.mean, *(difference.ci95 or (difference.mean, difference.mean)))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}, 95 % interval {self.low:.3f} to {self.high:.3f}"
+def _of_estimate(arm: ArmSummary, metric: str) -> Whisker:
+    estimate = arm.metrics[metric]
+    low, high = _bounds(estimate)
+    return Whisker(mean=estimate.mean, low=low, high=high, worst=estimate.worst10, stands_out=arm.budget.outside_budget)
 
 
-def _whiskers(summary: Summary, title: str, spreads: Mapping[str, _Spread], reference: float | None) -> str:
-    values = [value for each in spreads.values() for value in (each.low, each.high, each.worst) if value is not None]
-    axis = Range.around([*values, *([] if reference is None else [reference])])
-    rows = []
-    for name, each in spreads.items():
-        figure = whisker(
-            mean=each.mean, low=each.low, high=each.high, worst=each.worst, axis=axis,
-            title=f"{name}: {each}", reference=reference,
-        )  # fmt: skip
-        side = "outside" if summary.arms[name].budget.outside_budget else "inside"
-        rows.append(f'<div>{_name(name, summary.arms[name])}</div><div class="{side}">{figure}</div>')
-    body = f'<div class="rows">{"".join(rows)}<div></div><div>{axis_row(axis)}</div></div>'
-    return f'<div class="card"><h3>{escape(title)}</h3>{body}</div>'
+def _of_difference(arm: ArmSummary, difference: Difference) -> Whisker:
+    low, high = difference.ci95 or (difference.mean, difference.mean)
+    return Whisker(mean=difference.mean, low=low, high=high, stands_out=arm.budget.outside_budget)
+
+
+def _starred(summary: Summary, rows: Mapping[str, Whisker]) -> dict[str, Whisker]:
+    return {f"{name}*" if summary.arms[name].budget.outside_budget else name: row for name, row in rows.items()}
 
 
 def _direction(metric: str) -> str:
@@ -195,21 +173,16 @@ def _direction(metric: str) -> str:
 
 
 def _curves(summary: Summary) -> str:
-    first = "".join(_curve_panels(summary, "rouge1"))
-    second = "".join(_curve_panels(summary, "nll"))
     return (
-        f'<div class="multiples">{first}</div><details><summary>The same by {METRICS["nll"].title}</summary>'
-        f'<div class="multiples">{second}</div></details>'
+        f'<div class="card">{_curve_panels(summary, "rouge1")}</div>'
+        f"<details><summary>The same by {METRICS['nll'].title}</summary>"
+        f'<div class="card">{_curve_panels(summary, "nll")}</div></details>'
     )
 
 
-def _curve_panels(summary: Summary, metric: str) -> Iterable[str]:
+def _curve_panels(summary: Summary, metric: str) -> str:
     series = {name: _series(arm, metric) for name, arm in summary.arms.items()}
-    axis = Range.around([value for each in series.values() for value in (*each.low, *each.high)])
-    for name, each in series.items():
-        others = [other for key, other in series.items() if key != name]
-        plot = curve(each, others, y=axis, title=f"{name}: {each.y[0]:.3f} to {each.y[-1]:.3f}")
-        yield _panel(name, labels(axis) + plot, ("0", f"{each.x[-1]:.0f} turns"))
+    return curves(series, title=f"{METRICS[metric].title} over the stream", x_label="turns")
 
 
 def _series(arm: ArmSummary, metric: str) -> Series:
@@ -224,27 +197,13 @@ def _series(arm: ArmSummary, metric: str) -> Series:
 
 def _users(summary: Summary) -> str:
     differences = {
-        name: arm.differences[REFERENCE]["rouge1"] for name, arm in summary.arms.items() if REFERENCE in arm.differences
+        name: arm.differences[REFERENCE]["rouge1"].per_user
+        for name, arm in summary.arms.items()
+        if REFERENCE in arm.differences
     }
     if not differences:
         return ""
-    axis = Range.around([0.0, *(value for each in differences.values() for value in each.per_user)])
-    panels = []
-    for name, each in differences.items():
-        harmed = round(each.share_harmed * each.n)
-        plot = bars(each.per_user, y=axis, higher_is_better=True, title=f"{name}: {describe(each)}, {harmed} worse off")
-        panels.append(
-            _panel(name, labels(axis, 110) + plot, (f"mean {signed(each.mean)}", f"{harmed} of {each.n} worse"))
-        )
-    return f'<div class="multiples">{"".join(panels)}</div>'
-
-
-def _panel(name: str, plot: str, foot: tuple[str, str]) -> str:
-    left, right = foot
-    return (
-        f'<div class="card panel"><h3>{escape(name)}</h3><div class="plot">{plot}</div>'
-        f'<div class="foot"><span>{escape(left)}</span><span>{escape(right)}</span></div></div>'
-    )
+    return f'<div class="card">{user_bars(differences, title="ROUGE-1 minus the base model, by user")}</div>'
 
 
 def _kinds(summary: Summary) -> str:
@@ -264,12 +223,9 @@ def _kept(summary: Summary) -> str:
         return ""
     order = _order(summary.stream_kinds)
     rows = {"the whole stream": summary.stream_kinds, **held}
-    drawn = "".join(
-        f"<div>{escape(name)}</div><div>{shares(_folded(counts, order), order, title=name)}</div>"
-        for name, counts in rows.items()
-    )
-    legend = _legend(order)
-    return f'<div class="card">{legend}<div class="rows kept">{drawn}</div></div>{_decisions(summary)}'
+    folded = {name: _folded(counts, order) for name, counts in rows.items()}
+    drawn = shares(folded, order, title="What the buffers held at the end")
+    return f'<div class="card">{drawn}</div>{_decisions(summary)}'
 
 
 def _by_policy(summary: Summary) -> dict[str, ArmSummary]:
@@ -280,7 +236,7 @@ def _by_policy(summary: Summary) -> dict[str, ArmSummary]:
 def _order(kinds: Mapping[str, int]) -> list[str]:
     """Return the kinds to colour, most frequent first; what is beyond the palette is folded into one."""
     names = [name or "unlabelled" for name in kinds]
-    return names if len(names) <= _PALETTE else [*names[: _PALETTE - 1], "other"]
+    return names if len(names) <= COLOURED_PARTS else [*names[: COLOURED_PARTS - 1], "other"]
 
 
 def _folded(counts: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
@@ -290,14 +246,6 @@ def _folded(counts: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
         name = name if name in order else "other"
         folded[name] = folded.get(name, 0) + count
     return folded
-
-
-def _legend(names: Sequence[str]) -> str:
-    swatches = (
-        f'<span><svg><rect class="part-{index}" width="11" height="11" rx="2"/></svg>{escape(name)}</span>'
-        for index, name in enumerate(names)
-    )
-    return f'<div class="legend">{"".join(swatches)}</div>'
 
 
 def _decisions(summary: Summary) -> str:

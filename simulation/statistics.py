@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
-__all__ = ["Floats", "Interval", "mean_interval", "share_harmed", "t_quantile", "worst_tenth_mean"]
+__all__ = ["Floats", "Interval", "mean_interval", "share_harmed", "worst_tenth_mean"]
 
 Floats = npt.NDArray[np.float64]
-_NORMAL: Final = NormalDist()
 _ROUNDING: Final = 1e-9
 
 
@@ -37,22 +36,6 @@ class Interval:
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Return Student's t quantile by its expansion around the normal one (Abramowitz & Stegun 26.7.5).
-
-    The error at 0.975 is below 0.01 from 3 degrees of freedom on.
-    """
-    z = _NORMAL.inv_cdf(probability)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return math.fsum(term / degrees**power for power, term in enumerate(terms))
 
 
 def mean_interval(values: Floats, *, seed: int, level: float = 0.95, draws: int = 4000) -> Interval | None:
@@ -72,7 +55,7 @@ def mean_interval(values: Floats, *, seed: int, level: float = 0.95, draws: int 
         return None
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
     means = weights @ values / count
-    tail = _NORMAL.cdf(-math.sqrt(count / (count - 1)) * t_quantile((1 + level) / 2, count - 1))
+    tail = stats.norm.cdf(-math.sqrt(count / (count - 1)) * stats.t.ppf((1 + level) / 2, count - 1))
     low, high = np.quantile(means, (tail, 1 - tail))
     return Interval(float(low), float(high))
 

@@ -1,66 +1,77 @@
-"""Figures are well-formed, and marks lie where their numbers say."""
+"""Figures are well-formed, follow the page's theme, and show what they are given."""
 
-import itertools
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from simulation.figures import Range, Series, bars, curve, shares, whisker
+from simulation.figures import COLOURED_PARTS, Series, Whisker, curves, shares, user_bars, whiskers
 
+WHISKER = Whisker(mean=0.5, low=0.4, high=0.6, worst=0.1)
+SERIES = Series([0, 10], [0.0, 1.0], [0.0, 0.5], [0.0, 1.5])
+NAMES = ("plain", "a < b & c", "5 $ and 6 $", "")
 
-def _parse(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg)
-
-
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
-def test_ticks_are_round_and_inside(low: float, width: float) -> None:
-    axis = Range(low, low + width)
-    ticks = axis.ticks()
-    assert 1 <= len(ticks) <= 6
-    assert all(low - 1e-9 * width <= tick <= low + width * (1 + 1e-9) for tick in ticks)
-    steps = {round((b - a) / width, 9) for a, b in itertools.pairwise(ticks)}
-    assert len(steps) <= 1
-
-
-def test_a_range_holds_its_values_with_room() -> None:
-    axis = Range.around([2.0, 4.0])
-    assert (axis.percent(2.0), axis.percent(4.0)) == pytest.approx((100 * 0.12 / 2.24, 100 * 2.12 / 2.24))
-    assert Range.around([3.0]).percent(3.0) == pytest.approx(50)
-    assert Range.around([0.0]).percent(0.0) == pytest.approx(50)
+Draw = Callable[[str], str]
+FIGURES = pytest.mark.parametrize(
+    "draw",
+    [
+        pytest.param(lambda name: whiskers({name: WHISKER}, title=name, reference=0.2), id="whiskers"),
+        pytest.param(lambda name: curves({name: SERIES, "b": SERIES}, title=name, x_label="turns"), id="curves"),
+        pytest.param(lambda name: user_bars({name: [-0.1, 0.0, 0.2]}, title=name), id="user_bars"),
+        pytest.param(lambda name: shares({name: {"x": 1}}, ["x"], title=name), id="shares"),
+    ],
+)
 
 
-def test_a_whisker_puts_mean_and_interval_where_they_belong() -> None:
-    svg = _parse(whisker(mean=5, low=2.5, high=7.5, axis=Range(0, 10), title="a < b", reference=None))
-    (interval,) = [line for line in svg.iter("line") if line.get("class") == "interval"]
-    (dot,) = [circle for circle in svg.iter("circle") if circle.get("class") == "dot"]
-    assert (interval.get("x1"), interval.get("x2"), dot.get("cx")) == ("25.00%", "75.00%", "50.00%")
-    assert svg.findtext("title") == "a < b"
+def parse(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg.replace("xlink:href", "href"))
 
 
-def test_bars_go_up_for_gains_and_down_for_losses() -> None:
-    svg = _parse(bars([-1.0, 0.0, 2.0], y=Range(-2, 2), higher_is_better=True, title="t"))
-    rects = [(rect.get("class"), rect.get("y"), rect.get("height")) for rect in svg.iter("rect")]
-    assert rects == [("loss", "50.00%", "25.00%"), ("same", "50.00%", "1.00%"), ("gain", "0.00%", "50.00%")]
+def texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()).strip() for element in parse(svg).iter("text")]
 
 
-def test_a_lower_value_is_a_gain_where_lower_is_better() -> None:
-    svg = _parse(bars([-1.0, 1.0], y=Range(-2, 2), higher_is_better=False, title="t"))
-    assert [rect.get("class") for rect in svg.iter("rect")] == ["gain", "loss"]
+@FIGURES
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_is_well_formed_and_has_a_name(draw: Draw, name: str) -> None:
+    root = parse(draw(name))
+    assert root.get("aria-label") == root.findtext("title") == name
+    assert name in texts(draw(name)) or not name
 
 
-def test_shares_fill_the_bar_in_order() -> None:
-    svg = _parse(shares({"b": 1, "a": 3}, ["a", "none", "b"], title="t"))
-    rects = [(rect.get("class"), rect.get("x"), rect.get("width")) for rect in svg.iter("rect")]
-    assert rects == [("part-0", "0.00%", "75.00%"), ("part-2", "75.00%", "25.00%")]
+@FIGURES
+def test_equal_figures_are_equal_files(draw: Draw) -> None:
+    assert draw("plain") == draw("plain")
 
 
-def test_a_curve_shows_its_band_and_the_others() -> None:
-    series = Series([0, 10], [0.0, 1.0], [0.0, 0.5], [0.0, 1.5])
-    svg = curve(series, [series, series], y=Range(0, 2), title="t")
-    _parse(svg)
-    assert svg.count('class="other"') == 2
-    (band,) = re.findall(r'class="band" points="([^"]*)"', svg)
-    assert band == "0.00,100.00 100.00,25.00 100.00,75.00 0.00,100.00"
+@FIGURES
+def test_every_colour_is_the_page_s(draw: Draw) -> None:
+    assert not re.search(r"(fill|stroke): *#(?!0{6}|f{6})", draw("plain"))
+    assert "var(--" in draw("plain")
+
+
+def test_whiskers_write_their_means() -> None:
+    found = texts(whiskers({"a": WHISKER, "b": Whisker(mean=-0.25, low=-1, high=0)}, title="t", reference=None))
+    assert "0.500" in found
+    assert "-0.250" in found or "−0.250" in found
+
+
+def test_losses_have_a_colour_of_their_own_and_are_counted() -> None:
+    svg = user_bars({"a": [-0.2, -0.1, 0.0, 0.3]}, title="t")
+    assert svg.count("fill: var(--loss)") == 2
+    assert svg.count("fill: var(--gain)") == 1
+    assert "2 of 4 worse off" in texts(svg)
+
+
+def test_many_panels_take_several_rows() -> None:
+    svg = curves({f"arm {number}": SERIES for number in range(9)}, title="t", x_label="turns")
+    assert [name for name in texts(svg) if name.startswith("arm")] == [f"arm {number}" for number in range(9)]
+
+
+def test_shares_name_their_parts_in_order() -> None:
+    order = [f"kind{index}" for index in range(COLOURED_PARTS)]
+    found = texts(shares({"a": dict.fromkeys(order, 1), "b": {}}, order, title="t"))
+    assert [name for name in found if name.startswith("kind")] == order

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from simulation.statistics import Floats, mean_interval, share_harmed, t_quantile, worst_tenth_mean
+from simulation.statistics import Floats, mean_interval, share_harmed, worst_tenth_mean
 
 samples = st.lists(st.floats(-100, 100), min_size=2, max_size=40).map(np.array)
 
@@ -16,17 +17,6 @@ def _interval(values: Floats, seed: int = 0, draws: int = 400) -> tuple[float, f
     interval = mean_interval(values, seed=seed, draws=draws)
     assert interval is not None
     return interval.low, interval.high
-
-
-@pytest.mark.parametrize(
-    ("degrees", "tabulated"), [(3, 3.182), (7, 2.365), (9, 2.262), (23, 2.069), (29, 2.045), (120, 1.980)]
-)
-def test_t_quantile_agrees_with_the_printed_table(degrees: int, tabulated: float) -> None:
-    assert t_quantile(0.975, degrees) == pytest.approx(tabulated, abs=0.01)
-
-
-def test_t_quantile_tends_to_the_normal_one() -> None:
-    assert t_quantile(0.975, 10**9) == pytest.approx(1.959964, abs=1e-6)
 
 
 @given(samples)
@@ -79,10 +69,8 @@ def test_the_interval_agrees_with_a_plain_loop() -> None:
 @given(st.integers(20, 60), st.floats(0.5, 5))
 def test_a_normal_sample_gives_nearly_the_t_interval(count: int, spread: float) -> None:
     # Evenly spaced normal quantiles: a sample with no luck in it.
-    from statistics import NormalDist
-
-    values = spread * np.array([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
-    half = t_quantile(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    values = spread * np.array([stats.norm.ppf((i + 0.5) / count) for i in range(count)])
+    half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
     low, high = _interval(values, draws=4000)
     assert high == pytest.approx(half, rel=0.1)
     assert low == pytest.approx(-half, rel=0.1)
