@@ -24,7 +24,7 @@ from torch import Tensor
 
 from client.adapters import PERSONAL, AdaptedModel, AdapterConfig
 from client.annotation import ANNOTATION_POLICIES, Oracle, annotated_examples, ask_round
-from client.buffer import PrivateBuffer
+from client.buffer import BufferedDialogue, PrivateBuffer
 from client.dialogue import Dialogue, Example, derive_id, derive_seed
 from client.evaluation import ExampleScore, Gate, evaluate, forgetting_probe, mean_scores, uncertainty
 from client.finetuning import FineTuneConfig, finetune
@@ -76,7 +76,6 @@ class _Stage:
         self.draw, self.user, self.config, self.model = task.seed, task.user, task.config, model
         self._seeds = (task.config.seed, task.seed, task.user.user_id)
         self.dialogues, self.embeddings = _answer(task, model.base)
-        self.oracle = Oracle({turn.turn_id: turn.preferred for turn in task.user.stream})
         self._syntheses: dict[tuple[str, Example], Synthesis] = {}
         self._trained: dict[frozenset[Example], _Trained] = {}
         self._scores: dict[tuple[frozenset[Example], str, tuple[tuple[str, str], ...]], ExampleScore] = {}
@@ -85,6 +84,10 @@ class _Stage:
     def seed(self, label: str) -> int:
         """Derive a seed that belongs to this user, whatever the arm."""
         return derive_seed(*self._seeds, label)
+
+    def oracle(self, day: int) -> Oracle:
+        """Return the user as they would answer on a day of the stream, whenever a question was asked first."""
+        return Oracle({turn.turn_id: turn.preferred_on(day) for turn in self.user.stream})
 
     def synthesize(self, name: str, example: Example) -> Synthesis:
         """Return what a synthesizer makes of an example: a function of the example alone, so of no arm."""
@@ -107,19 +110,19 @@ class _Stage:
             )
             self.model.reset(PERSONAL, self.seed("adapter"))
             report = finetune(self.model, rows, config=config)
-            trained = _Trained(rows=key, state=self.model.state(PERSONAL), steps=report.steps)
+            trained = _Trained(
+                rows=key, state=self.model.state(PERSONAL), steps=report.steps, diverged=bool(report.stopped)
+            )
             self._trained[key] = self._measure_probe(trained)
         return self._trained[key]
 
-    def evaluate(
-        self, adapter: _Trained, examples: Sequence[Example], shots: Sequence[Shots] | None = None
-    ) -> list[ExampleScore]:
-        """Score an adapter; nothing is computed twice.
+    def evaluate(self, adapter: _Trained, examples: Sequence[Example], shots: Sequence[Shots]) -> list[ExampleScore]:
+        """Score an adapter, with `shots` before each question; nothing is computed twice.
 
         An adapter is first asked in the round it is trained in and then in every round it is in place, by whatever arm.
         So the questions that share a call, and with them the last bits of the numbers, do not depend on other arms.
         """
-        before = [tuple(each) for each in shots] if shots else [()] * len(examples)
+        before = [tuple(each) for each in shots]
         keys = [(adapter.rows, example.example_id, given) for example, given in zip(examples, before, strict=True)]
         new = [index for index, key in enumerate(keys) if key not in self._scores]
         if new:
@@ -127,7 +130,7 @@ class _Stage:
                 scores = evaluate(
                     self.model.base,
                     [examples[index] for index in new],
-                    shots=[before[index] for index in new] if shots else None,
+                    shots=[before[index] for index in new],
                     max_new_tokens=self.config.max_new_tokens,
                 )
             self._scores.update(zip((keys[index] for index in new), scores, strict=True))
@@ -158,12 +161,14 @@ class _Trained:
         state: its tensors.
         steps: optimizer steps.
         probe: nats per token of general text.
+        diverged: whether training ended in numbers that are not finite; the state is then that of the beginning.
     """
 
     rows: frozenset[Example]
     state: Mapping[str, Tensor] | None = None
     steps: int = 0
     probe: float = math.nan
+    diverged: bool = False
 
 
 def _answer(task: Task, base: BaseModel) -> tuple[dict[str, Dialogue], dict[str, Embedding]]:
@@ -209,33 +214,38 @@ class _Device:
     def __init__(self, stage: _Stage, arm: Arm, buffer: PrivateBuffer) -> None:
         self._stage, self._arm, self._buffer = stage, arm, buffer
         self._present = stage.untrained
-        self._seen = 0
+        self._seen = self._day = 0
         self._asked = {"train": 0, "gate": 0}
+        self._before: list[Shots] = []  # the examples before each held-out question, in this round
         self._drops: dict[str, Counter[str]] = {}
 
     def live(self, number: int, stop: int) -> RoundRecord:
         """Observe the stream up to a turn, then learn once; round 0 does neither."""
         began = time.perf_counter()
-        day = self._observe(stop)
+        self._observe(stop)
         lesson = _Lesson()
         if self._arm.learns and number:
-            self._ask(number, day)
-            if self._arm.trains:
-                lesson = self._learn(number)
+            self._ask(number)
+        self._before = self._shots(self._stage.user.heldout, [*self._buffer.dialogues(), *self._buffer.heldout()])
+        if self._arm.trains and number:
+            lesson = self._learn(number)
         return self._record(number, lesson, began)
 
-    def _observe(self, stop: int) -> date:
-        day = _FIRST_DAY
-        if self._arm.learns:
-            for turn in self._stage.user.stream[self._seen : stop]:
-                day = _FIRST_DAY + timedelta(days=turn.day)
-                self._buffer.offer(self._stage.dialogues[turn.turn_id], self._stage.embeddings[turn.turn_id], day=day)
+    def _observe(self, stop: int) -> None:
+        for turn in self._stage.user.stream[self._seen : stop]:
+            self._day = turn.day
+            if self._arm.learns:
+                dialogue, embedding = self._stage.dialogues[turn.turn_id], self._stage.embeddings[turn.turn_id]
+                self._buffer.offer(dialogue, embedding, day=self._date)
         self._seen = stop
-        return day
 
-    def _ask(self, number: int, day: date) -> None:
+    @property
+    def _date(self) -> date:
+        return _FIRST_DAY + timedelta(days=self._day)
+
+    def _ask(self, number: int) -> None:
         """Ask for what is left of the budget so far, and for all of the gate's dialogues."""
-        config, oracle = self._stage.config, self._stage.oracle
+        config, oracle = self._stage.config, self._stage.oracle(self._day)
         left = number * config.annotations_per_round - self._asked["train"]
         parts = {
             "train": (ANNOTATION_POLICIES[config.annotation], self._buffer.dialogues(), left),
@@ -248,7 +258,7 @@ class _Device:
                 policy,
                 among=among,
                 round_number=number,
-                day=day,
+                day=self._date,
                 budget=budget,
                 uncertainty=self._uncertainty,
             )
@@ -271,10 +281,10 @@ class _Device:
         return _Lesson(candidate, promoted, len(originals), len(children), missing)
 
     def _everything(self) -> list[Example]:
-        """Return every turn so far with its preferred answer, but for those that the gate judges by."""
+        """Return every turn so far with the answer preferred now, but for those that the gate judges by."""
         judged = {item.dialogue.dialogue_id for item in self._buffer.heldout()}
         return [
-            Example.original(self._stage.dialogues[turn.turn_id], turn.preferred)
+            Example.original(self._stage.dialogues[turn.turn_id], turn.preferred_on(self._day))
             for turn in self._stage.user.stream[: self._seen]
             if turn.turn_id not in judged
         ]
@@ -287,12 +297,14 @@ class _Device:
     def _passes(self, candidate: _Trained) -> bool:
         """Let the device's own gate decide; with nothing to judge by, no candidate passes."""
         judged = annotated_examples(self._buffer.heldout())
-        if not judged:
+        if not judged or candidate.diverged:
             return False
+        # What is judged must not stand before the question as an example.
+        shots = self._shots(judged, self._buffer.dialogues())
         # One call answers the gate's questions and those of the report: a call costs as much as its longest answer.
-        new = self._stage.evaluate(candidate, [*judged, *self._stage.user.heldout])[: len(judged)]
-        old = self._stage.evaluate(self._present, judged)
-        return _GATE.better_or_equal(mean_scores(new), mean_scores(old))
+        new = self._stage.evaluate(candidate, [*judged, *self._stage.user.heldout], [*shots, *self._before])
+        old = self._stage.evaluate(self._present, judged, shots)
+        return _GATE.better_or_equal(mean_scores(new[: len(judged)]), mean_scores(old))
 
     def _record(self, number: int, lesson: _Lesson, began: float) -> RoundRecord:
         user, kind_of = self._stage.user, {turn.turn_id: turn.kind for turn in self._stage.user.stream}
@@ -331,14 +343,16 @@ class _Device:
 
     def _score(self, adapter: _Trained) -> list[ExampleScore]:
         """Score an adapter on the user's held-out questions, with examples before them if the arm retrieves."""
-        heldout = self._stage.user.heldout
-        pool = annotated_examples([*self._buffer.dialogues(), *self._buffer.heldout()]) if self._arm.retrieves else []
-        if not pool:
-            return self._stage.evaluate(adapter, heldout)
-        questions = [example.question for example in heldout]
+        return self._stage.evaluate(adapter, self._stage.user.heldout, self._before)
+
+    def _shots(self, asked: Sequence[Example], held: Sequence[BufferedDialogue]) -> list[Shots]:
+        """Return the examples to put before each question: none, unless the arm retrieves."""
+        if not self._arm.retrieves:
+            return [[] for _ in asked]
         with self._stage.model.active():
-            shots = retrieve(self._stage.model.base, pool, questions, count=self._stage.config.shots)
-        return self._stage.evaluate(adapter, heldout, shots)
+            questions = [example.question for example in asked]
+            pool = annotated_examples(held)
+            return retrieve(self._stage.model.base, pool, questions, count=self._stage.config.shots)
 
 
 @dataclass(frozen=True, slots=True)

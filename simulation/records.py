@@ -66,7 +66,7 @@ class RoundRecord(BaseModel):
         kept: kind of turn → dialogues of it in the buffer.
         decisions: reason → arrivals decided for it, so far.
         drops: reason → synthesized texts dropped for it, so far.
-        seconds: of this round, with its measuring; what arms share is counted for the first that needs it.
+        seconds: of this round, with its measuring; what was computed for an earlier arm, or for all arms, is not in it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

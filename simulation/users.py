@@ -21,6 +21,7 @@ class Turn:
         response: what the model answered, where the data has it; None lets the base model answer.
         kind: where the turn comes from, for reports ("fact", "chitchat", "repeat", ...); no policy sees it.
         day: days since the stream's beginning, where the data knows it.
+        revisions: (day, answer) of what the user would answer instead from that day on, in order of days.
     """
 
     turn_id: str
@@ -29,6 +30,11 @@ class Turn:
     response: str | None = None
     kind: str = ""
     day: int = 0
+    revisions: tuple[tuple[int, str], ...] = ()
+
+    def preferred_on(self, day: int) -> str:
+        """Return the ideal answer as the user would give it on a day."""
+        return next((answer for since, answer in reversed(self.revisions) if since <= day), self.preferred)
 
     def __repr__(self) -> str:
         return f"Turn({self.turn_id}, {self.kind or 'unlabelled'}, {len(self.question)} characters)"

@@ -19,7 +19,7 @@ __all__ = ["generate_users"]
 def _generate_user(seed: int, index: int, config: WorldConfig) -> UserData:
     key = f"{seed}/u{index:04d}"
     talk = Talk.begin(draw_profile(seed, index, config), config, random.Random(derive_seed("talk", seed, index)))
-    stream = tuple(talk.turns(key))
+    stream = talk.turns(key)
     heldout, kinds = hold_out(talk, key)
     return UserData(user_id=f"u{index:04d}", stream=stream, heldout=heldout, heldout_kinds=kinds)
 

@@ -2,7 +2,8 @@
 
 Most turns are small talk. Facts come up now and then, some much more often than others, in the wordings that are this
 user's in the stream; earlier questions return, word for word or retyped. Some private facts change, which the user
-mentions at the next opportunity; from then on the new fact holds, also for repeated questions.
+mentions at the next opportunity; from then on the new fact holds, also for repeated questions, and for questions of the
+past that the user is asked about later.
 """
 
 from __future__ import annotations
@@ -28,13 +29,27 @@ _DAYS_A_YEAR: Final = 365
 _POPULARITY_EXPONENT: Final = 0.7
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A question of the past, to be asked again."""
+@dataclass(slots=True)
+class _Said:
+    """A turn, and what it asks for if it is a question.
 
-    topic: Topic
-    fact: Fact
+    Attributes:
+        kind: where it comes from.
+        question: what the user says.
+        preferred: the ideal answer at the time.
+        topic: what is asked about; None for a statement.
+        fact: what held at the time.
+        day: when it was said.
+        revisions: (day, answer) since.
+    """
+
+    kind: str
     question: str
+    preferred: str
+    topic: Topic | None = None
+    fact: Fact | None = None
+    day: int = 0
+    revisions: list[tuple[int, str]] = field(default_factory=list)
 
 
 def _moments(rate: float, until: float, rng: random.Random) -> Iterator[float]:
@@ -66,7 +81,8 @@ class Talk:
     facts: dict[Topic, Fact] = field(default_factory=dict)
     shown: set[Topic] = field(default_factory=set)
     questions: list[str] = field(default_factory=list)
-    _past: list[_Asked] = field(default_factory=list)
+    _said: list[_Said] = field(default_factory=list)
+    _past: list[_Said] = field(default_factory=list)
     _to_mention: deque[Topic] = field(default_factory=deque)
 
     @classmethod
@@ -77,17 +93,30 @@ class Talk:
         talk.facts = {topic: topic.fact for topic in known if topic.fact is not None}
         return talk
 
-    def turns(self, user_key: str) -> Iterator[Turn]:
-        """Yield the stream."""
+    def turns(self, user_key: str) -> tuple[Turn, ...]:
+        """Return the stream."""
         span = self.config.years * _DAYS_A_YEAR
         changes = deque(sorted(self._changes(), key=lambda change: change[0]))
-        for index, moment in enumerate(sorted(self.rng.uniform(0, span) for _ in range(self.config.turns))):
+        for moment in sorted(self.rng.uniform(0, span) for _ in range(self.config.turns)):
             while changes and changes[0][0] * _DAYS_A_YEAR <= moment:
-                self._drift(changes.popleft()[1])
-            kind, question, preferred = self._next()
-            self.questions.append(question)
-            turn_id = derive_id("turn", user_key, index)
-            yield Turn(turn_id=turn_id, question=question, preferred=preferred, kind=kind, day=int(moment))
+                years, topic = changes.popleft()
+                self._drift(topic)
+                self._revise(topic, int(years * _DAYS_A_YEAR))
+            said = self._next()
+            said.day = int(moment)
+            self._said.append(said)
+            self.questions.append(said.question)
+        return tuple(
+            Turn(
+                turn_id=derive_id("turn", user_key, index),
+                question=said.question,
+                preferred=said.preferred,
+                kind=said.kind,
+                day=said.day,
+                revisions=tuple(said.revisions),
+            )
+            for index, said in enumerate(self._said)
+        )
 
     def preferred(self, topic: Topic, fact: Fact) -> str:
         """Return the user's usual answer in the present style."""
@@ -110,8 +139,20 @@ class Talk:
         self.shown.discard(topic)
         self._to_mention.append(topic)
 
-    def _next(self) -> tuple[str, str, str]:
-        speakers: tuple[Callable[[], tuple[str, str, str]], ...] = (
+    def _revise(self, topic: Topic | None, day: int) -> None:
+        """Note what the user would answer to past questions now that a topic, or the style, has changed."""
+        for said in self._said:
+            if said.topic is not None and (topic is None or said.topic is topic):
+                said.revisions.append((day, self.preferred(said.topic, self._present(said))))
+
+    def _present(self, said: _Said) -> Fact:
+        """Return what holds now of what was asked about."""
+        assert said.topic is not None
+        assert said.fact is not None
+        return said.fact if said.topic.fact is None else self.facts[said.topic]
+
+    def _next(self) -> _Said:
+        speakers: tuple[Callable[[], _Said], ...] = (
             self._chat, self._private, self._common, self._view, self._repeat, self._near_duplicate,
         )  # fmt: skip
         return self.rng.choices(speakers, self.config.weights())[0]()
@@ -129,22 +170,23 @@ class Talk:
     def _dressed(self, body: str) -> str:
         return (self.style if self.rng.random() < self.config.style_strength else PLAIN).dress(body)
 
-    def _ask(self, topic: Topic, fact: Fact) -> tuple[str, str, str]:
+    def _ask(self, topic: Topic, fact: Fact) -> _Said:
         question = speech.ask(fact, topic.asked, self.style, self.rng)
-        self._past.append(_Asked(topic, fact, question))
+        said = _Said(topic.label, question, self._reply(topic, fact), topic, fact)
+        self._past.append(said)
         self.shown.add(topic)
-        return topic.label, question, self._reply(topic, fact)
+        return said
 
     def _favourite(self, topics: Sequence[Topic]) -> Topic:
         weights = [(rank + 1) ** -_POPULARITY_EXPONENT for rank in range(len(topics))]
         return self.rng.choices(topics, weights)[0]
 
-    def _chat(self) -> tuple[str, str, str]:
+    def _chat(self) -> _Said:
         topic = self.rng.choice(self.profile.chitchat)
         self.facts[topic] = draw_fact(topic.kind, self.rng, training=False, divided=False)
         return self._ask(topic, self.facts[topic])
 
-    def _private(self) -> tuple[str, str, str]:
+    def _private(self) -> _Said:
         if self._to_mention:
             return self._state(self._to_mention.popleft(), "change")
         topic = self._favourite(self.profile.private)
@@ -152,29 +194,30 @@ class Talk:
             return self._state(topic, "tell")
         return self._ask(topic, self.facts[topic])
 
-    def _state(self, topic: Topic, kind: str) -> tuple[str, str, str]:
+    def _state(self, topic: Topic, kind: str) -> _Said:
         fact = self.facts[topic]
         said = (speech.change if kind == "change" else speech.tell)(fact, self.style, self.rng)
         self.shown.add(topic)
-        return kind, said, self._dressed(speech.acknowledge(fact, self.style, self.rng))
+        return _Said(kind, said, self._dressed(speech.acknowledge(fact, self.style, self.rng)))
 
-    def _common(self) -> tuple[str, str, str]:
+    def _common(self) -> _Said:
         topic = self._favourite(self.profile.common)
         return self._ask(topic, self.facts[topic])
 
-    def _view(self) -> tuple[str, str, str]:
+    def _view(self) -> _Said:
         topic = self._favourite(self.profile.views)
         return self._ask(topic, self.facts[topic])
 
-    def _repeat(self) -> tuple[str, str, str]:
+    def _repeat(self) -> _Said:
         return self._again("repeat", lambda question: question)
 
-    def _near_duplicate(self) -> tuple[str, str, str]:
+    def _near_duplicate(self) -> _Said:
         return self._again("near-duplicate", lambda question: retype(question, self.rng, slips=self.config.typos))
 
-    def _again(self, kind: str, edit: Callable[[str], str]) -> tuple[str, str, str]:
+    def _again(self, kind: str, edit: Callable[[str], str]) -> _Said:
         if not self._past:
             return self._chat()
         past = self.rng.choice(self._past)
-        fact = past.fact if past.topic.fact is None else self.facts[past.topic]
-        return kind, edit(past.question), self._reply(past.topic, fact)
+        assert past.topic is not None
+        fact = self._present(past)
+        return _Said(kind, edit(past.question), self._reply(past.topic, fact), past.topic, fact)
