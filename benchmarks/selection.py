@@ -80,7 +80,7 @@ def make_embedding(number: int, hidden: int) -> Embedding:
     """Draw an embedding; all of them share a direction, as those of language models do."""
     rng = np.random.default_rng(derive_seed("embedding", number))
     vector = rng.normal(size=hidden) + 1
-    return Embedding((vector / np.linalg.norm(vector)).astype(np.float32), 1.0, float(rng.random()), 3.0)
+    return Embedding((vector / np.linalg.norm(vector)).astype(np.float32), 1.0, float(rng.random()))
 
 
 def milliseconds(act: Callable[[], object]) -> float:

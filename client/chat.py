@@ -118,13 +118,13 @@ class ChatFormat:
             prompt = self._write(question, shots, system)
         while len(prompt.ids) > limit:
             tokens = prompt.stop - prompt.start
-            kept = tokens - (len(prompt.ids) - limit)
+            kept = len(question) * (tokens - len(prompt.ids) + limit) // tokens
             if kept < 1:
                 raise ModelError(
                     f"the chat format alone takes {len(prompt.ids) - tokens} of the {limit} tokens of a prompt",
                     "use a model with a longer context, or a shorter system prompt",
                 )
-            question = question[-(len(question) * kept // tokens) :]
+            question = question[-kept:]
             prompt = self._write(question, shots, system)
         return prompt
 

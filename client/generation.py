@@ -9,23 +9,22 @@ to the rounding of logits.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from client.reading import Reading, device_of
+from client.reading import device_of
 
 __all__ = ["Generated", "Request", "generate"]
 
 _BATCH_ROWS: Final = 64
 _BATCH_TOKENS: Final = 16_384  # rows times longest sequence: bounds the cache
-_BATCH_LOGITS: Final = 2**27  # prompt tokens asked for times vocabulary: 512 MiB of float32
 _ROOM: Final = 32  # spare positions by which a cache grows
 _CUDA_STEPS: Final = 8  # steps between two looks at which rows are finished: a look waits for the device
 
@@ -36,15 +35,11 @@ class Request:
 
     Attributes:
         ids: the prompt.
-        start: first token whose surprisal is asked for with the states, at least 1.
-        stop: the token after the last such one.
         limit: most tokens to generate, at least 1.
         seed: where the row's draws come from.
     """
 
-    ids: Sequence[int]
-    start: int
-    stop: int
+    ids: Sequence[int] = field(repr=False)
     limit: int
     seed: int = 0
 
@@ -55,13 +50,13 @@ class Generated:
 
     Attributes:
         ids: generated tokens, without the one that ended the answer.
-        prompt: the prompt as it was read; None unless states were asked for.
-        states: final hidden states of `ids`, (tokens, hidden), float32, on the CPU; None unless asked for.
+        prompt_states: final hidden states of the prompt, (prompt, hidden), float32, on the CPU; None unless asked for.
+        states: those of `ids`, (tokens, hidden).
     """
 
-    ids: list[int]
-    prompt: Reading | None = None
-    states: Tensor | None = None
+    ids: list[int] = field(repr=False)
+    prompt_states: Tensor | None = field(default=None, repr=False)
+    states: Tensor | None = field(default=None, repr=False)
 
 
 @torch.inference_mode()
@@ -80,32 +75,29 @@ def generate(
         requests: what to continue.
         stop_ids: tokens that end an answer.
         temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
-        with_states: collect hidden states and the prompt's surprisal in the same pass.
+        with_states: collect hidden states in the same pass.
 
     Returns:
         One result per request, in the same order.
     """
     results: dict[int, Generated] = {}
-    vocabulary = module.config.get_text_config().vocab_size if with_states else 0
-    for chosen in _batches(requests, vocabulary):
+    for chosen in _batches(requests):
         batch = [requests[at] for at in chosen]
         results.update(zip(chosen, _generate_batch(module, batch, stop_ids, temperature, with_states), strict=True))
     return [results[at] for at in range(len(requests))]
 
 
-def _batches(requests: Sequence[Request], vocabulary: int) -> Iterator[list[int]]:
+def _batches(requests: Sequence[Request]) -> Iterator[list[int]]:
     chosen: list[int] = []
-    longest = logits = 0
+    longest = 0
     for at in sorted(range(len(requests)), key=lambda at: (len(requests[at].ids), list(requests[at].ids))):
         length = len(requests[at].ids) + requests[at].limit
-        asked = (requests[at].stop - requests[at].start + 1) * vocabulary
         tokens = (len(chosen) + 1) * max(longest, length)
-        full = len(chosen) == _BATCH_ROWS or tokens > _BATCH_TOKENS or logits + asked > _BATCH_LOGITS
-        if chosen and full:
+        if chosen and (len(chosen) == _BATCH_ROWS or tokens > _BATCH_TOKENS):
             yield chosen
-            chosen, longest, logits = [], 0, 0
+            chosen, longest = [], 0
         chosen.append(at)
-        longest, logits = max(longest, length), logits + asked
+        longest = max(longest, length)
     if chosen:
         yield chosen
 
@@ -117,11 +109,11 @@ def _generate_batch(
     temperature: float,
     with_states: bool,
 ) -> list[Generated]:
-    prompts = list(dict.fromkeys((tuple(request.ids), request.start, request.stop) for request in requests))
+    prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
     row_of = {prompt: row for row, prompt in enumerate(prompts)}
-    rows = [row_of[tuple(request.ids), request.start, request.stop] for request in requests]
-    reader = _Reader(module, [ids for ids, _, _ in prompts], max(request.limit for request in requests))
-    logits, readings = reader.prefill([(start, stop) for _, start, stop in prompts] if with_states else None)
+    rows = [row_of[tuple(request.ids)] for request in requests]
+    reader = _Reader(module, prompts, max(request.limit for request in requests))
+    logits, prompt_states = reader.prefill(with_states)
     if len(rows) > len(prompts):
         expand = torch.tensor(rows, device=reader.device)
         reader.select(expand)
@@ -134,7 +126,7 @@ def _generate_batch(
         if states is None:
             results.append(Generated(ids))
         else:
-            results.append(Generated(ids, readings[row], states[at, : len(ids)]))
+            results.append(Generated(ids, prompt_states[row], states[at, : len(ids)]))
     return results
 
 
@@ -217,32 +209,31 @@ class _Reader:
         padding = self._length - self._positions
         self._mask = torch.arange(self._length + room, device=self.device) >= padding
         self._is_padded = min(lengths) < self._length
+        positions = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+        self._last_position = sys.maxsize if positions is None else int(positions) - 1
 
-    def prefill(self, spans: Sequence[tuple[int, int]] | None) -> tuple[Tensor, list[Reading]]:
-        """Read the prompts; with `spans`, also return their states and the surprisal of the spans' tokens.
+    def prefill(self, with_states: bool) -> tuple[Tensor, list[Tensor]]:
+        """Read the prompts.
 
         Returns:
-            The logits that follow, (prompts, vocabulary), and the readings.
+            The logits that follow, (prompts, vocabulary), and each prompt's states, if asked for.
         """
         ids = torch.zeros(len(self.prompts), self._length, dtype=torch.long)
         for row, prompt in enumerate(self.prompts):
             ids[row, self._length - len(prompt) :] = torch.as_tensor(prompt)
         positions = torch.arange(self._length, device=self.device) - (self._length - self._positions)
-        if spans is None:
-            output = self._forward(ids.to(self.device), positions.clamp(min=0), keep=1)
+        output = self._forward(ids.to(self.device), positions.clamp(min=0), with_states=with_states)
+        if output.hidden_states is None:
             return output.logits[:, -1], []
-        keep = torch.zeros_like(ids, dtype=torch.bool)
-        keep[:, -1] = True
-        for row, (prompt, (start, stop)) in enumerate(zip(self.prompts, spans, strict=True)):
-            padding = self._length - len(prompt)
-            keep[row, padding + start - 1 : padding + stop - 1] = True
-        output = self._forward(ids.to(self.device), positions.clamp(min=0), keep=keep.to(self.device), with_states=True)
-        return self._unpack(output, ids, keep)
+        states = output.hidden_states[-1].float().cpu()
+        return output.logits[:, -1], [row[-len(prompt) :] for row, prompt in zip(states, self.prompts, strict=True)]
 
     def step(self, tokens: Tensor, with_states: bool) -> tuple[Tensor, Tensor | None]:
         """Read one token a row; return the logits that follow and, if asked for, the token's states, (rows, hidden)."""
         self._length += 1
-        output = self._forward(tokens[:, None], self._positions, keep=0, with_states=with_states)
+        # A row that is finished stays for a while, and must not run past the last position there is.
+        positions = self._positions.clamp(max=self._last_position)
+        output = self._forward(tokens[:, None], positions, with_states=with_states)
         self._positions = self._positions + 1
         return output.logits[:, -1], output.hidden_states[-1][:, -1] if output.hidden_states is not None else None
 
@@ -252,7 +243,7 @@ class _Reader:
         self._positions, self._mask = self._positions[rows], self._mask[rows]
         self._is_padded = not bool(self._mask.all())
 
-    def _forward(self, ids: Tensor, positions: Tensor, *, keep: int | Tensor, with_states: bool = False) -> _Output:
+    def _forward(self, ids: Tensor, positions: Tensor, *, with_states: bool) -> _Output:
         extra: dict[str, object] = {"position_ids": positions} if self._takes_positions else {}
         if with_states:
             extra["output_hidden_states"] = -1  # an index keeps the other layers from being collected
@@ -262,25 +253,10 @@ class _Reader:
             attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=1,
             **extra,
         )
         return output
-
-    def _unpack(self, output: _Output, ids: Tensor, keep: Tensor) -> tuple[Tensor, list[Reading]]:
-        counts = keep.sum(dim=1)
-        last = counts.cumsum(dim=0) - 1
-        logits = output.logits
-        targets = ids.roll(-1, dims=1)[keep].to(self.device)  # the target after a row's last token is not used
-        nats = F.cross_entropy(logits.float(), targets, reduction="none").cpu()
-        split: tuple[Tensor, ...] = nats.split(counts.tolist())  # type: ignore[no-untyped-call]
-        assert output.hidden_states is not None
-        states = output.hidden_states[-1].float().cpu()
-        readings = [
-            Reading(part[:-1], row[self._length - len(prompt) :])
-            for part, row, prompt in zip(split, states, self.prompts, strict=True)
-        ]
-        return logits[last.to(self.device)], readings
 
 
 def _new_cache(module: PreTrainedModel) -> DynamicCache:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from florilegium.errors import ConfigError, ModelError
 __all__ = ["BaseModel", "Embedding", "Generation", "Prompt", "load_model"]
 
 MAX_CONTEXT = 4096  # a device's memory: no sequence is longer, whatever a model says it takes
-SURPRISAL_TOKENS = 256  # the surprisal of a longer question is that of its last tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +38,11 @@ class Embedding:
         vector: mean final hidden state over the dialogue's text, (hidden,), float32, length 1.
         eoe_histogram: entropy of embedding, the released code's reading.
         eoe_energy: entropy of embedding, the length-fair reading.
-        question_nll: mean surprisal of the question's tokens, nats per token.
     """
 
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32] = field(repr=False)
     eoe_histogram: float
     eoe_energy: float
-    question_nll: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +147,8 @@ class BaseModel:
         answers = []
         for prompt, result in zip(whole, generated, strict=True):
             embedding = None
-            if result.prompt is not None and result.prompt.states is not None and result.states is not None:
-                states = torch.cat([result.prompt.states[prompt.start : prompt.stop], result.states])
-                embedding = _embedding(states, result.prompt.nats)
+            if result.prompt_states is not None and result.states is not None:
+                embedding = _embedding(torch.cat([result.prompt_states[prompt.start : prompt.stop], result.states]))
             answers.append(Generation(self.chat.clean(result.ids), len(result.ids), embedding))
         return answers
 
@@ -191,12 +187,12 @@ class BaseModel:
 
     def _embed(self, pairs: Sequence[tuple[str, str]]) -> list[Embedding]:
         written = [self.chat.dialogue(question, response) for question, response in pairs]
-        rows = [Row(ids, _surprisal_start(prompt), prompt.stop) for ids, prompt in written]
+        rows = [Row(ids, 1, 1) for ids, _ in written]
         embeddings = []
         for (_, prompt), reading in zip(written, read(self.module, rows, with_states=True), strict=True):
             assert reading.states is not None
-            states = torch.cat([reading.states[prompt.start : prompt.stop], reading.states[len(prompt.ids) :]])
-            embeddings.append(_embedding(states, reading.nats))
+            states = [reading.states[prompt.start : prompt.stop], reading.states[len(prompt.ids) :]]
+            embeddings.append(_embedding(torch.cat(states)))
         return embeddings
 
     def _request(self, prompt: Prompt, max_new_tokens: int, seed: int) -> Request:
@@ -206,7 +202,7 @@ class BaseModel:
                 f"a prompt has {len(prompt.ids)} tokens, it must have 1 to {self.context_length - 1}",
                 "write it with prompt_ids, which cuts what does not fit",
             )
-        return Request(prompt.ids, _surprisal_start(prompt), prompt.stop, min(max_new_tokens, room), seed)
+        return Request(prompt.ids, min(max_new_tokens, room), seed)
 
 
 def load_model(
@@ -266,16 +262,12 @@ def _as_prompt(prompt: list[int] | Prompt) -> Prompt:
     return prompt if isinstance(prompt, Prompt) else Prompt(prompt, min(1, len(prompt) - 1), len(prompt))
 
 
-def _surprisal_start(prompt: Prompt) -> int:
-    return max(1, prompt.start, prompt.stop - SURPRISAL_TOKENS)
-
-
-def _embedding(states: torch.Tensor, nats: torch.Tensor) -> Embedding:
+def _embedding(states: torch.Tensor) -> Embedding:
     values = states.numpy()
     mean = values.mean(axis=0)
     length = float(np.linalg.norm(mean))
     vector = (mean / length if length > 0 else mean).astype(np.float32)
-    return Embedding(vector, eoe_histogram(values), eoe_energy(values), float(nats.mean()))
+    return Embedding(vector, eoe_histogram(values), eoe_energy(values))
 
 
 def _generation_stops(module: PreTrainedModel) -> list[int]:

@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -26,9 +26,9 @@ _LOGITS: Final = 2**26  # 256 MiB of float32 exist at one time
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text, and the tokens from `start` to `stop` whose surprisal is asked for; `start` is at least 1."""
+    """A text, and the tokens from `start` (at least 1) to before `stop` whose surprisal is asked for; may be none."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] = field(repr=False)
     start: int
     stop: int
 

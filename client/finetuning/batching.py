@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -51,7 +51,7 @@ class Row:
     """
 
     example_id: str
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = field(repr=False)
     start: int
 
     @property

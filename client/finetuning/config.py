@@ -26,7 +26,7 @@ class FineTuneConfig:
         weight_decay: AdamW's; it pulls the adapter to zero, not to where it started.
         warmup_steps: steps over which the learning rate rises from zero.
         schedule: "constant", or "cosine" down to zero over all steps.
-        clip_norm: bound on the gradient's norm; None leaves it alone.
+        clip_norm: bound on the gradient's norm; infinite leaves it alone.
         normalization: "example" gives each example the same weight (mean over examples of the mean over its tokens),
             "token" each supervised token of a batch.
         dtype: of the frozen weights and the activations; "auto" is bfloat16 where the processor multiplies it natively.
@@ -49,7 +49,7 @@ class FineTuneConfig:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
-    clip_norm: float | None = 1.0
+    clip_norm: float = 1.0
     normalization: Literal["example", "token"] = "example"
     dtype: Precision = "auto"
     gradient_checkpointing: bool | None = None
@@ -64,7 +64,9 @@ class FineTuneConfig:
             _require(name, getattr(self, name), above=0)
         for name in ("weight_decay", "warmup_steps", "trunk_cache_mb"):
             _require(name, getattr(self, name), above=-1e-300)
-        for name in ("max_steps", "clip_norm", "memory_mb"):
+        if self.clip_norm != math.inf:
+            _require("clip_norm", self.clip_norm, above=0)
+        for name in ("max_steps", "memory_mb"):
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), above=0)
 

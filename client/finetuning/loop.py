@@ -239,9 +239,8 @@ class _Run:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient"
             return f"the {what} was not finite at step {self.step + 1} of {self.steps}; lower the learning rate"
-        bound = self.config.clip_norm
-        if bound is not None and norm > bound:
-            self.gradient.mul_(bound / norm)
+        if norm > self.config.clip_norm:
+            self.gradient.mul_(self.config.clip_norm / norm)
         self.is_whole = False
         self.optimizer.step(self.gradient, learning_rate(self.config, self.step, self.steps))
         self._count(batch, loss)

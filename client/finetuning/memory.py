@@ -14,6 +14,7 @@ times a factor for the allocator. Of the ways to cut the work, the fastest that 
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections.abc import Iterator, Sequence, Set
@@ -154,7 +155,8 @@ def _plans(network: Network, rows: Sequence[Row], config: FineTuneConfig) -> Ite
     """Iterate over the ways to cut the work, the fastest first."""
     longest = max(row.length for row in rows)
     size = sum(row.length for row in rows) * network.width * network.dtype.itemsize
-    visits = config.epochs if config.max_steps is None else min(config.epochs, config.max_steps * config.batch_size)
+    most = math.inf if config.max_steps is None else config.max_steps * config.batch_size / len(rows)
+    visits = min(config.epochs, most)
     useful = network.depth > 0 and config.trunk_cache_mb > 0 and visits > 1
     caches = [min(size, config.trunk_cache_mb << 20), 0] if useful else [0]
     wish = config.gradient_checkpointing

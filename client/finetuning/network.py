@@ -60,7 +60,7 @@ class Network:
         self.dropout = DropoutSource(model.config(slot).dropout)
         self.layers = _decoder_layers(module)
         self.depth = _first_trained(self.layers)
-        self.packs = bool(module._can_set_attn_implementation())
+        self.packs = False
         self.rounds = dtype == torch.bfloat16 and self.device.type == "cpu"
 
     def pack(self, rows: Sequence[Row]) -> Pack:
@@ -113,12 +113,11 @@ class Network:
         return hidden[0]
 
     @torch.no_grad()
-    def keeps_rows_apart(self) -> bool:
-        """Whether packing two rows gives what each gives alone (it does not where layers carry a state along)."""
+    def probe(self) -> Tensor:
+        """Return the hidden states of two short rows, packed where rows are packed, `(tokens, hidden)`."""
         rows = [Row("", tuple(range(1, length + 2)), 1) for length in _PROBE_LENGTHS]
-        together = self.hidden(pack(rows, self.device)).float()
-        alone = torch.cat([self.hidden(pack([row], self.device)).float() for row in rows])
-        return bool((together - alone).norm() <= _PACKING_TOLERANCE * alone.norm())
+        packs = [rows] if self.packs else [[row] for row in rows]
+        return torch.cat([self.hidden(pack(each, self.device)).float() for each in packs])
 
 
 @contextmanager
@@ -136,13 +135,23 @@ def training_network(model: AdaptedModel, slot: str, dtype: torch.dtype) -> Iter
         own = {id(parameter) for name in model.slots for parameter in model.parameters(name).values()}
         stack.enter_context(weights_in(dtype, [p for p in model.module.parameters() if id(p) not in own]))
         stack.enter_context(trainable_layers(model.module, slot, others, network.dropout))
-        with ExitStack() as trial:
-            if network.packs:
-                trial.enter_context(packed_attention(network.module))
-                network.packs = network.keeps_rows_apart()
-            if network.packs:
-                stack.push(trial.pop_all())
+        if network.module._can_set_attn_implementation():
+            _try_packing(network, stack)
         yield network
+
+
+def _try_packing(network: Network, stack: ExitStack) -> None:
+    """Pack rows if that gives what the model's own attention gives each row alone.
+
+    It does not where layers carry a state along, or where attention does what ours does not know of.
+    """
+    alone = network.probe()
+    with ExitStack() as trial:
+        trial.enter_context(packed_attention(network.module))
+        network.packs = True
+        network.packs = bool((network.probe() - alone).norm() <= _PACKING_TOLERANCE * alone.norm())
+        if network.packs:
+            stack.push(trial.pop_all())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     PretrainedConfig,
     Qwen2Config,
 )
@@ -218,6 +219,14 @@ def test_everything_is_undone_at_the_end(tiny_model: BaseModel) -> None:
         assert tensor.data_ptr() == weights[name][0]
         assert torch.equal(tensor, weights[name][1])
     assert not any(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_an_attention_that_does_more_than_ours_forbids_packing(tiny_model: BaseModel) -> None:
+    """The sinks of gpt-oss take a share of every token's attention."""
+    shape = {**SHAPE, "num_hidden_layers": 2, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = adapted(tiny_model, GptOssConfig(**shape, sliding_window=4), target_modules=("q_proj", "v_proj"))
+    with training_network(model, PERSONAL, torch.float32) as network:
+        assert not network.packs
 
 
 def test_a_layer_that_carries_a_state_along_forbids_packing(tiny_model: BaseModel) -> None:
