@@ -204,3 +204,14 @@ def test_a_tokenizer_without_an_end_is_refused(tiny_tokenizer: PreTrainedTokeniz
 def test_plain_text_begins_a_document(chat: ChatFormat, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     assert tiny_tokenizer.decode(chat.plain("The river is high.")) == "<|bos|>The river is high."
     assert len(chat.plain("z" * 1000)) == CONTEXT
+
+
+@pytest.mark.parametrize("context", range(4, 24))
+def test_a_question_of_characters_with_many_tokens_ends_in_a_prompt_or_an_error(
+    tiny_tokenizer: PreTrainedTokenizerFast, context: int
+) -> None:
+    chat = ChatFormat(tiny_tokenizer, context)
+    try:
+        assert len(chat.prompt("\U0001f33a\U0001f33c").ids) <= context
+    except ModelError as error:
+        assert "the chat format alone takes" in str(error)
