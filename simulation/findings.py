@@ -56,7 +56,7 @@ def verdict(difference: Difference, *, higher_is_better: bool) -> Verdict:
 def describe(difference: Difference) -> str:
     """Write a difference with its interval."""
     if difference.ci95 is None:
-        return f"{signed(difference.mean)} (one user: no interval)"
+        return f"{signed(difference.mean)} (too few users for an interval)"
     low, high = difference.ci95
     return f"{signed(difference.mean)} [{signed(low)}, {signed(high)}]"
 
@@ -74,7 +74,7 @@ def _finding(contrast: ContrastSummary) -> Finding:
         Verdict.WORSE: "No, the opposite.",
         Verdict.OPEN: "This run does not show it: the interval includes 0."
         if main.ci95
-        else "One user cannot show it.",
+        else "Too few users for an interval.",
     }[said]
     harmed = round(main.share_harmed * main.n)
     return Finding(
@@ -147,8 +147,10 @@ def _forgetting(summary: Summary) -> str:
 
 
 def _sample(summary: Summary) -> str:
+    users = f"{summary.users} users from {len(summary.seeds)} seeds"
+    if next(iter(summary.arms.values())).metrics["rouge1"].ci95 is None:
+        return f"{users} are too few for intervals; differences are paired by user."
     said = (
-        f"Intervals are 95 % bootstrap intervals over {summary.users} users from {len(summary.seeds)} seeds, one "
-        "quantity at a time; differences are paired by user."
+        f"Intervals are 95 % bootstrap intervals over {users}, one quantity at a time; differences are paired by user."
     )
     return said if summary.users >= _ENOUGH_USERS else f"{said} With so few users they are rough."

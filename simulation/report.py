@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Final
 
 from rich.table import Table
+from rich.text import Text
 
 from simulation.figures import COLOURED_PARTS, Series, Whisker, curves, shares, user_bars, whiskers
 from simulation.findings import Verdict, describe, findings, notes, signed, verdict
@@ -42,7 +43,7 @@ def comparison_table(summary: Summary) -> Table:
             _spread(arm.metrics["rouge1"]),
             f"{arm.metrics['rouge1'].worst10:.3f}",
             _spread(arm.metrics["nll"]),
-            f"[{style or 'none'}]{_plain(describe(difference))}[/]" if difference else "",
+            Text(describe(difference), style=style) if difference else "",
             f"{difference.share_harmed:.0%}" if difference else "",
             _per_user(arm.budget.annotations, summary),
             _per_user(arm.budget.training_rows, summary),
@@ -109,7 +110,8 @@ _GATES: Final = (
 )
 _BUDGETS: Final = (
     "Per user, over all rounds. Arms within the budget must agree in annotations, and trained ones in rows. Seconds "
-    "include the measuring; what several arms share is counted for the first of them."
+    "include the measuring. What several arms share is counted for the first of them, but for the base model's answers "
+    "and embeddings of the stream: they precede all arms and are counted for none."
 )
 
 
@@ -321,8 +323,7 @@ def _name(name: str, arm: ArmSummary) -> str:
 
 
 def _cell(estimate: Estimate) -> str:
-    low, high = _bounds(estimate)
-    return f'{estimate.mean:.3f} <span class="quiet">±{(high - low) / 2:.3f}</span>'
+    return f'{estimate.mean:.3f} <span class="quiet">{_margin(estimate)}</span>'
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float]:
@@ -330,13 +331,12 @@ def _bounds(estimate: Estimate) -> tuple[float, float]:
 
 
 def _spread(estimate: Estimate) -> str:
-    if estimate.ci95 is None:
-        return f"{estimate.mean:.3f}"
-    return f"{estimate.mean:.3f} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}"
+    return f"{estimate.mean:.3f} {_margin(estimate)}".rstrip()
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _margin(estimate: Estimate) -> str:
+    """Return half the interval, or nothing where too few users give none."""
+    return f"± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}" if estimate.ci95 else ""
 
 
 def _per_user(total: int, summary: Summary) -> str:

@@ -9,6 +9,9 @@ too short. What differs between seeds is still part of the spread, and the summa
 is the percentile bootstrap with its two known shortages made good (Hesterberg 2015, arXiv 1411.5279, "expanded
 percentile"): resampled means spread by √((n−1)/n) too little, and the spread itself is only estimated, hence Student's
 t. Intervals are per quantity; nothing is corrected for how many of them a reader looks at.
+
+No mean of resampled values lies outside the sample, and n values lie all above or all below their distribution's
+median with probability 2^(1−n): where that is more than an interval may miss, as with 5 users at 95 %, there is none.
 """
 
 from __future__ import annotations
@@ -48,10 +51,10 @@ def mean_interval(values: Floats, *, seed: int, level: float = 0.95, draws: int 
         draws: the number of resamples.
 
     Returns:
-        The interval, or None for fewer than two users, which say nothing about a spread.
+        The interval, or None for users too few to give one: at 95 %, fewer than six.
     """
     count = len(values)
-    if count < 2:
+    if 2.0 ** (1 - count) > 1 - level:
         return None
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
     means = weights @ values / count

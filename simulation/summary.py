@@ -48,7 +48,7 @@ class Estimate(_Value):
         mean: over users.
         std: standard deviation over users (n − 1); 0 for one user.
         worst10: mean over the worst-off tenth of users, at least one.
-        ci95: bootstrap interval of the mean; null for fewer than two users.
+        ci95: bootstrap interval of the mean; null for fewer than six users.
         n: users, over all seeds.
     """
 
@@ -64,7 +64,7 @@ class Difference(_Value):
 
     Attributes:
         mean: over users.
-        ci95: bootstrap interval of the mean; null for fewer than two users.
+        ci95: bootstrap interval of the mean; null for fewer than six users.
         share_harmed: users for whom the arm is worse than the reference.
         n: users, over all seeds.
         per_user: every user's difference, in ascending order.
@@ -199,7 +199,7 @@ class Summary(_Value):
     """A comparison's result.
 
     Attributes:
-        schema_version: raised when a field changes its meaning or goes.
+        schema_version: raised when a field comes, goes or changes its meaning.
         model: the base model's name.
         config: what was asked for.
         seeds: the draws of users.

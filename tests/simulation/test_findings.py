@@ -35,7 +35,7 @@ def test_a_verdict_is_read_off_the_interval(
 def test_numbers_carry_their_sign() -> None:
     assert (signed(0.1234), signed(-0.1234), signed(0.5, 1)) == ("+0.123", "−0.123", "+0.5")
     assert describe(_difference(-0.1, (-0.2, 0.05))) == "−0.100 [−0.200, +0.050]"
-    assert describe(_difference(0.1, None)) == "+0.100 (one user: no interval)"
+    assert describe(_difference(0.1, None)) == "+0.100 (too few users for an interval)"
 
 
 def _with_interval(summary: Summary, ci95: tuple[float, float] | None) -> Summary:
@@ -52,7 +52,7 @@ def _with_interval(summary: Summary, ci95: tuple[float, float] | None) -> Summar
         ((0.01, 0.09), "Yes."),
         ((-0.09, -0.01), "No, the opposite."),
         ((-0.01, 0.09), "This run does not show it: the interval includes 0."),
-        (None, "One user cannot show it."),
+        (None, "Too few users for an interval."),
     ],
 )
 def test_an_answer_begins_with_what_the_interval_says(
@@ -92,6 +92,11 @@ def test_notes_count_what_the_gate_turned_back(make_summary: MakeSummary) -> Non
     turned, tried = sum(g.rolled_back for g in gates), sum(g.rolled_back + g.promoted for g in gates)
     assert tried == 3 * 12 * 2  # three training arms, twelve users, two rounds
     assert f"turned back {turned} of {tried} candidate" in " ".join(notes(summary))
+
+
+def test_notes_say_that_five_users_are_too_few(make_summary: MakeSummary) -> None:
+    assert "6 users from 2 seeds, one quantity" in " ".join(notes(make_summary(seeds=2, users=3)))
+    assert "5 users from 1 seeds are too few for intervals" in " ".join(notes(make_summary(seeds=1, users=5)))
 
 
 def test_notes_of_a_run_without_learning_say_little(make_summary: MakeSummary) -> None:

@@ -103,11 +103,13 @@ def test_the_table_shows_the_summary_s_numbers(make_summary: MakeSummary) -> Non
     difference = arm.differences["none"]["rouge1"]
     assert f"{arm.metrics['rouge1'].mean:.3f} ±" in line
     assert f"{arm.metrics['rouge1'].worst10:.3f}" in line
-    assert f"{difference.mean:+.3f} [" in line
+    assert f"│ {difference.mean:+.3f} [" in line
     assert re.search(r" 24 │ +108 ", line)
     assert "full-stream*" in text
     assert "outside the budget" in text
 
 
-def test_the_table_works_for_one_user(make_summary: MakeSummary) -> None:
-    assert "no interval" in _text(160, make_summary(("none", "local-random"), seeds=1, users=1))
+def test_without_intervals_none_is_shown(make_summary: MakeSummary) -> None:
+    summary = make_summary(("none", "local-random"), seeds=1, users=5)
+    assert "too few users for an interval" in _text(160, summary)
+    assert not re.search(r"± ?\d", _text(160, summary) + render_report(summary))

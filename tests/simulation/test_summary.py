@@ -131,6 +131,12 @@ def test_the_upper_bound_may_spend_more(make_records: MakeRecords) -> None:
     assert summary.arms["full-stream"].budget.outside_budget
 
 
+def test_five_users_give_means_and_no_intervals(make_summary: MakeSummary) -> None:
+    for users in (5, 6):
+        metrics = make_summary(ARMS, seeds=1, users=users).contrasts[0].metrics["rouge1"]
+        assert (metrics.ci95 is None) == (users == 5)
+
+
 def test_one_user_gives_means_and_no_intervals(make_summary: MakeSummary) -> None:
     summary = make_summary(ARMS, seeds=1, users=1)
     estimate = summary.arms["local-improved"].metrics["rouge1"]
