@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Final, Generic, TypeVar
@@ -57,7 +58,7 @@ def stream(
     busy = {worker.pipe: worker for worker in crew}
     try:
         for worker in crew:
-            worker.pipe.send(waiting.pop())
+            worker.send(waiting.pop())
         while busy:
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
@@ -67,7 +68,7 @@ def stream(
                 elif message.error:
                     raise message.error
                 elif waiting:
-                    pipe.send(waiting.pop())
+                    busy[pipe].send(waiting.pop())
                 else:
                     del busy[pipe]
     finally:
@@ -86,17 +87,27 @@ class _Worker(Generic[Task, Result]):
             self._process.start()
         theirs.close()
 
+    def send(self, task: Task) -> None:
+        with self._alive():
+            self.pipe.send(task)
+
     def receive(self) -> _Part[Result] | _End:
-        try:
+        with self._alive():
             message = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        assert isinstance(message, _Part | _End)
+        return message
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Turn a pipe that breaks, or ends within a message, into the news that the worker died."""
+        try:
+            yield
+        except (EOFError, OSError):
             self._process.join(timeout=5)
             raise FlorilegiumError(
                 f"a worker process ended with exit code {self._process.exitcode}",
                 "-9 mostly means that memory ran out: use fewer workers; the same command goes on from here",
             ) from None
-        assert isinstance(message, _Part | _End)
-        return message
 
     def dismiss(self, *, idle: bool) -> None:
         """Let an idle worker end by itself, and tell a busy one to end."""

@@ -116,6 +116,24 @@ if __name__ == "__main__":
     assert "ended with exit code -9" in done.stderr
 
 
+def test_a_worker_that_dies_before_it_reads_its_task_is_reported(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+if __name__ != "__main__":
+    os._exit(3)
+
+def play(task):
+    yield len(task)
+
+if __name__ == "__main__":
+    list(stream(play, [b"more than a pipe holds" * 10**6] * 2, workers=2))
+""",
+    )
+    assert "FlorilegiumError: a worker process ended with exit code 3" in done.stderr
+    assert "BrokenPipeError" not in done.stderr
+
+
 def test_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(
