@@ -2,13 +2,12 @@
 
 Every user is played once under every arm: the same stream, the same answers of the base model, the same held-out
 questions. A worker plays one user; each finished (seed, user, arm) is on the disk at once, so a run that was stopped
-goes on with what is missing and ends with the same result.
+goes on with what is missing and ends with the same result, and one that ended can be given more users, seeds or arms.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 from collections import Counter
@@ -16,11 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 from client.dialogue import derive_id
 from florilegium.errors import InputError
 from simulation.arms import find_arms
+from simulation.identity import describe_run, run_name
 from simulation.plan import CompareConfig, Task
 from simulation.records import METRICS, Key, RoundRecord
 from simulation.report import render_report
@@ -29,11 +30,11 @@ from simulation.summary import REFERENCE, Summary, summarize
 from simulation.users import UserData
 from simulation.workers import stream
 
-__all__ = ["CompareConfig", "Progress", "run_compare", "users_of_part"]
+__all__ = ["CompareConfig", "Progress", "deal_users", "run_compare", "run_name", "users_of_part"]
 
 UsersBySeed = Mapping[int, Sequence[UserData]]
 _QUICK_DRAWS: Final = 200
-_BLOCK_BYTES: Final = 2**24
+_UNKNOWN: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,32 +59,49 @@ def users_of_part(users: Sequence[UserData], part: Literal["tune", "report"]) ->
     return [user for user in users if (derive_id("part", user.user_id)[0] in "01234567") == (part == "tune")]
 
 
+def deal_users(users: Sequence[UserData], seeds: Sequence[int], *, most: int, seed: int) -> dict[int, list[UserData]]:
+    """Give each user to one seed at most, so that nobody is counted twice.
+
+    Args:
+        users: whom to deal; their order and number have no part in which come first.
+        seeds: who gets them, in turn; those that get none are left out.
+        most: users of one seed.
+        seed: shuffles the users.
+    """
+    shuffled = sorted(users, key=lambda user: derive_id("deal", seed, user.user_id))[: most * len(seeds)]
+    return {each: dealt for index, each in enumerate(seeds) if (dealt := shuffled[index :: len(seeds)])}
+
+
 def run_compare(
     users_by_seed: UsersBySeed,
     config: CompareConfig,
     run_directory: Path,
     *,
+    source: Mapping[str, object] = _UNKNOWN,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Play every user under every arm, and write records, summary and report.
 
     Args:
-        users_by_seed: for each seed, its draw of users.
+        users_by_seed: for each seed, its draw of users; nobody should be drawn twice, as users are counted.
         config: what is compared.
-        run_directory: made, or continued if it holds the same comparison.
+        run_directory: made; or, if it holds the same comparison, continued with what is missing. What it holds of
+            other seeds, users and arms stays and is not summed up.
+        source: how the users were made, for the reader of `config.json`.
         progress: called after every finished piece.
 
     Raises:
         ConfigError: a setting is out of range, or the directory holds another comparison.
         InputError: there are no users, or two of one seed share a name.
-        StorageError: the directory cannot be written or is in use.
+        StorageError: the directory cannot be written, is damaged or in use.
         ModelError: the base model cannot be loaded.
     """
     _check(users_by_seed)
-    with RunDirectory(run_directory, _identity(users_by_seed, config), rounds=config.rounds) as directory:
+    described = describe_run(users_by_seed, config, source)
+    with RunDirectory(run_directory, described, rounds=config.rounds) as directory:
         workers = config.workers or os.cpu_count() or 1
         directory.note_versions(workers=workers, threads_per_worker=1)
-        tasks = _missing(users_by_seed, config, directory.finished)
+        tasks = _missing(users_by_seed, config, directory)
         report = _Reporter(users_by_seed, config, directory)
         if progress:
             progress(report.progress())
@@ -114,71 +132,42 @@ def _check(users_by_seed: UsersBySeed) -> None:
                 raise InputError(f"user {user.user_id!r} has no stream or no held-out questions", "leave it out")
 
 
-def _identity(users_by_seed: UsersBySeed, config: CompareConfig) -> dict[str, object]:
-    """Return what a result depends on; texts enter as a hash."""
-    texts = (
-        derive_id(
-            seed,
-            user.user_id,
-            *(
-                part
-                for turn in user.stream
-                for part in (turn.turn_id, turn.question, turn.preferred, turn.response or "")
-            ),
-            *(part for each in user.heldout for part in (each.example_id, each.question, each.response)),
-        )
-        for seed, users in users_by_seed.items()
-        for user in users
-    )
-    return config.identity() | {
-        "users": {str(seed): len(users) for seed, users in users_by_seed.items()},
-        "data": derive_id(*texts),
-        "weights": _weights(config.model),
-    }
-
-
-def _weights(model: str) -> str:
-    """Return a hash of a local model's files, so that a run is not continued with another model of the same name."""
-    from client.loading import locate
-
-    folder, digest = Path(locate(model)), hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-    return digest.hexdigest() if folder.is_dir() else model
-
-
-def _missing(users_by_seed: UsersBySeed, config: CompareConfig, finished: frozenset[Key]) -> list[Task]:
+def _pieces(users_by_seed: UsersBySeed, config: CompareConfig) -> frozenset[Key]:
+    """Return what is asked for; the directory may hold more."""
     arms = find_arms(config.arms)
+    return frozenset(
+        (seed, user.user_id, arm.name) for seed, users in users_by_seed.items() for user in users for arm in arms
+    )
+
+
+def _missing(users_by_seed: UsersBySeed, config: CompareConfig, directory: RunDirectory) -> list[Task]:
+    arms, finished = find_arms(config.arms), directory.finished
     tasks = []
     for seed, users in users_by_seed.items():
         for user in users:
             left = tuple(arm for arm in arms if (seed, user.user_id, arm.name) not in finished)
             if left:
-                tasks.append(Task(seed=seed, user=user, arms=left, config=config))
+                tasks.append(Task(seed=seed, user=user, arms=left, config=config, work=directory.work))
     return tasks
 
 
 class _Reporter:
     def __init__(self, users_by_seed: UsersBySeed, config: CompareConfig, directory: RunDirectory) -> None:
         self._users, self._config, self._directory = users_by_seed, config, directory
-        self._total = sum(len(users) for users in users_by_seed.values()) * len(find_arms(config.arms))
-        self._resumed = len(directory.finished)
+        self._pieces = _pieces(users_by_seed, config)
+        self._resumed = len(self._pieces & directory.finished)
         self._complete = -1
         self._summary: Summary | None = None
 
     def progress(self) -> Progress:
-        finished = self._directory.finished
+        finished = self._pieces & self._directory.finished
         arms = len(find_arms(self._config.arms))
         complete = {user for user, count in Counter(key[:2] for key in finished).items() if count == arms}
         if complete and len(complete) != self._complete:
             self._complete = len(complete)
-            records = [record for record in self._directory.records if record.key[:2] in complete]
+            records = [r for r in self._directory.records if r.key in finished and r.key[:2] in complete]
             self._summary = _summarize(self._users, self._config, records, draws=_QUICK_DRAWS)
-        return Progress(done=len(finished), total=self._total, resumed=self._resumed, summary=self._summary)
+        return Progress(done=len(finished), total=len(self._pieces), resumed=self._resumed, summary=self._summary)
 
 
 def _summarize(
@@ -189,14 +178,15 @@ def _summarize(
         records,
         arms=find_arms(config.arms),
         model=config.model,
-        config=config.identity(),
+        config=config.selection() | config.identity(),
         stream_kinds=dict(kinds.most_common()),
         draws=draws,
     )
 
 
 def _conclude(users_by_seed: UsersBySeed, config: CompareConfig, directory: RunDirectory) -> Summary:
-    records = directory.records
+    pieces = _pieces(users_by_seed, config)
+    records = [record for record in directory.records if record.key in pieces]
     summary = _summarize(users_by_seed, config, records, draws=config.bootstrap_draws)
     directory.sort()
     directory.write("users.csv", _users_table([record for record in records if record.round == config.rounds]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Self
+from pathlib import Path
+from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,8 @@ from simulation.arms import DEFAULT_ARMS, Arm, find_arms
 from simulation.users import UserData
 
 __all__ = ["CompareConfig", "Task"]
+
+_SELECTION: Final = {"model", "arms", "bootstrap_draws"}
 
 
 class CompareConfig(Settings):
@@ -76,8 +79,12 @@ class CompareConfig(Settings):
         return self
 
     def identity(self) -> dict[str, object]:
-        """Return what a result depends on, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"workers"})
+        """Return what a measurement depends on, as plain JSON values; the model counts by its weights."""
+        return self.model_dump(mode="json", exclude={"workers", *_SELECTION})
+
+    def selection(self) -> dict[str, object]:
+        """Return what is measured and summed up: no single measurement depends on it."""
+        return self.model_dump(mode="json", include=_SELECTION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +96,11 @@ class Task:
         user: stream and held-out questions.
         arms: in this order; what the arms share is computed once.
         config: of the comparison.
+        work: a folder for temporary files that hold text, removed with the run's end; None takes the system's.
     """
 
     seed: int
     user: UserData
     arms: tuple[Arm, ...]
     config: CompareConfig
+    work: Path | None = None

@@ -1,12 +1,13 @@
 """The run directory: where a comparison keeps what it measured, so that it can be stopped anywhere and goes on there.
 
-    config.json    what was asked for; another request is refused
+    config.json    what the measurements depend on, which must not change, and what was asked for last, which may
     versions.json  one entry per session: Python, libraries, processor, threads, date
     metrics.jsonl  one line per seed, user, arm and round
     summary.json, users.csv, report.html   written at the end
+    .work          temporary files, which may hold text; there only while a session runs
 
 All rounds of one seed, user and arm are appended at once and flushed to the disk; a piece whose last line is missing
-was cut by a kill, and is dropped and played again.
+was cut by a kill, and is dropped and played again. Any other line that is no record is damage, and is left as it is.
 """
 
 from __future__ import annotations
@@ -15,22 +16,41 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from client.durable import replace_file, storage_errors
+from client.durable import make_directory, replace_file, storage_errors
 from florilegium.errors import ConfigError, StorageError
 from simulation.records import Key, RoundRecord
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunConfig", "RunDirectory"]
 
+Content = TypeVar("Content")
 LIBRARIES = ("florilegium", "torch", "transformers", "peft", "numpy")
+
+
+class RunConfig(BaseModel):
+    """What `config.json` holds.
+
+    Attributes:
+        identity: what every measurement depends on; a run goes on only with the same.
+        request: what the last session was asked for.
+        data: seed → user → hash of the user's data, of all users so far; a user keeps their data for ever.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: dict[str, object]
+    request: dict[str, object]
+    data: dict[int, dict[str, str]]
 
 
 class RunDirectory:
@@ -38,32 +58,33 @@ class RunDirectory:
 
     Args:
         path: the directory; made if there is none.
-        config: what identifies the run, as plain JSON values.
+        config: what identifies the run.
         rounds: the number of the last round of a finished piece.
 
+    Attributes:
+        path: the directory.
+        work: an empty folder in it, for its owner only, that is removed when the directory is closed or next opened.
+
     Raises:
-        ConfigError: the directory was made with another config.
-        StorageError: it cannot be written, or another process is at work in it.
+        ConfigError: the directory holds a run of another identity, or with other data of the same users.
+        StorageError: it cannot be written, is damaged, or another process is at work in it.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, object], *, rounds: int) -> None:
+    def __init__(self, path: Path, config: RunConfig, *, rounds: int) -> None:
         self.path = path
+        self.work = path / ".work"
         self._rounds = rounds
-        with storage_errors(path):
+        with storage_errors(path), ExitStack() as held:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise StorageError(f"{path} is in use by another process", "wait or name another directory") from None
-        try:
-            self._claim(json.loads(json.dumps(config)))
+            self._lock(held)
+            _remove(self.work)
+            make_directory(self.work)
+            held.callback(_remove, self.work)
+            self._claim(config)
             self._finished = self._recover()
-        except BaseException:
-            self._lock.close()
-            raise
-        self._log = (path / "metrics.jsonl").open("a", encoding="utf-8")
+            # Unbuffered: what a full disk refused is not tried again when the file is closed.
+            self._log = held.enter_context((path / "metrics.jsonl").open("ab", buffering=0))
+            self._held = held.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -74,13 +95,13 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Let another process in."""
-        self._log.close()
-        self._lock.close()
+        """Remove the temporary files and let another process in."""
+        with storage_errors(self.path):
+            self._held.close()
 
     @property
     def finished(self) -> frozenset[Key]:
-        """Return what need not be played again."""
+        """Return what need not be played again, whether it is asked for now or was before."""
         return frozenset(self._finished)
 
     @property
@@ -90,9 +111,10 @@ class RunDirectory:
 
     def append(self, piece: Sequence[RoundRecord]) -> None:
         """Add all rounds of one piece; they are on the disk when this returns."""
+        rest = memoryview(_lines(piece).encode())
         with storage_errors(self.path):
-            self._log.write(_lines(piece))
-            self._log.flush()
+            while rest:
+                rest = rest[self._log.write(rest) :]
             os.fsync(self._log.fileno())
         self._finished[piece[0].key] = list(piece)
 
@@ -111,36 +133,50 @@ class RunDirectory:
     def note_versions(self, **facts: str | int) -> None:
         """Add this session to `versions.json`."""
         path = self.path / "versions.json"
-        sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        sessions = _read(path, list[dict[str, object]], "remove the file") if path.exists() else []
         self.write(path.name, json.dumps([*sessions, _versions() | facts], indent=2) + "\n")
 
-    def _claim(self, config: dict[str, object]) -> None:
-        path = self.path / "config.json"
-        if not path.exists():
-            self.write(path.name, json.dumps(config, indent=2) + "\n")
-            return
+    def _lock(self, held: ExitStack) -> None:
+        lock = held.enter_context((self.path / ".lock").open("w"))
         try:
-            present = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise StorageError(f"{path} is not valid JSON", "remove the directory or name another one") from None
-        differing = sorted(key for key in config.keys() | present.keys() if config.get(key) != present.get(key))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"{self.path} is in use by another process", "wait or name another directory") from None
+
+    def _claim(self, config: RunConfig) -> None:
+        path = self.path / "config.json"
+        present = _read(path, RunConfig, "remove the directory or name another one") if path.exists() else config
+        differing = {
+            key
+            for key in config.identity.keys() | present.identity.keys()
+            if config.identity.get(key) != present.identity.get(key)
+        }
         if differing:
             raise ConfigError(
-                f"{self.path} holds a run that differs in {', '.join(differing)}",
-                "repeat that run's settings to continue it, or name another directory",
+                f"{self.path} holds a run that differs in {', '.join(sorted(differing))}",
+                "repeat that run's settings with the code that made it, or name another directory",
             )
+        data = {seed: dict(users) for seed, users in present.data.items()}
+        for seed, users in config.data.items():
+            for user, digest in users.items():
+                if data.setdefault(seed, {}).setdefault(user, digest) != digest:
+                    raise ConfigError(
+                        f"{self.path} holds a run with other data of user {user!r} of seed {seed}",
+                        "name another directory",
+                    )
+        self.write(path.name, config.model_copy(update={"data": data}).model_dump_json(indent=2) + "\n")
 
     def _recover(self) -> dict[Key, list[RoundRecord]]:
         path = self.path / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        log = path.read_bytes() if path.exists() else b""
         pieces: dict[Key, list[RoundRecord]] = {}
-        for record in _whole(text.split("\n")):
+        for record in _parse(path, log):
             pieces.setdefault(record.key, []).append(record)
         finished = {
             key: piece for key, piece in pieces.items() if [r.round for r in piece] == [*range(self._rounds + 1)]
         }
         kept = "".join(_lines(piece) for piece in finished.values())
-        if kept != text:
+        if kept.encode() != log:
             self.write(path.name, kept)
         return finished
 
@@ -149,12 +185,30 @@ def _lines(piece: Sequence[RoundRecord]) -> str:
     return "".join(record.model_dump_json() + "\n" for record in piece)
 
 
-def _whole(lines: Iterable[str]) -> Iterable[RoundRecord]:
-    for line in lines:
+def _parse(path: Path, log: bytes) -> Iterator[RoundRecord]:
+    *lines, rest = log.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
             yield RoundRecord.model_validate_json(line)
         except ValidationError:
-            continue  # the line that a kill cut short
+            raise StorageError(
+                f"line {number} of {path} is damaged or of another version",
+                "nothing was changed; remove the line to measure its piece again, or name another directory",
+            ) from None
+    with suppress(ValidationError):  # without a newline: nothing, or what a kill cut short
+        yield RoundRecord.model_validate_json(rest)
+
+
+def _read(path: Path, kind: type[Content], remedy: str) -> Content:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError:
+        raise StorageError(f"{path} is damaged or of another version", remedy) from None
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _versions() -> dict[str, str | int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Group, RenderableType
@@ -26,8 +25,18 @@ DEMO_USERS = 6
 DEMO_TURNS = 240
 
 
+class _Draw(NamedTuple):
+    """The users of each seed, and how they were made."""
+
+    users: Mapping[int, Sequence[UserData]]
+    source: Mapping[str, object]
+
+
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the run is written; an unfinished one goes on.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; by default runs/demo-… by its content. An unfinished run goes on."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare ways to personalize the built-in model on the built-in world; about ten minutes on two cores.
@@ -36,7 +45,7 @@ def demo(
     """
     from simulation.compare import CompareConfig
 
-    _run(_world(DEMO_SEEDS, DEMO_USERS, DEMO_TURNS), CompareConfig(), out, as_json=as_json)
+    _run(_world(DEMO_SEEDS, DEMO_USERS, DEMO_TURNS), CompareConfig(), out, prefix="demo-", as_json=as_json)
 
 
 def compare(
@@ -47,12 +56,21 @@ def compare(
     model: Annotated[str | None, typer.Option(help='"seedling", a Hub name or a local path.')] = None,
     arms: Annotated[str | None, typer.Option(help="Names of arms, separated by commas; 'all' for every one.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 3,
-    users: Annotated[int, typer.Option(help="Users for each seed.", min=1)] = 6,
+    users: Annotated[int, typer.Option(help="Users for each seed; from a file, at most.", min=1)] = 6,
     turns: Annotated[int, typer.Option(help="Dialogues of each user of the built-in world.", min=1)] = 240,
     min_turns: Annotated[int, typer.Option(help="From a file: leave out users with fewer turns.", min=1)] = 40,
+    min_heldout: Annotated[
+        int, typer.Option(help="From a file: leave out users with fewer held-out questions.", min=1)
+    ] = 4,
     skip_malformed: Annotated[bool, typer.Option(help="Pass over malformed lines instead of stopping.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; one for each core by default.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; an unfinished run in it goes on.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; by default runs/… by its content. An unfinished run goes on; any can be given more "
+            "arms, seeds or users."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare arms at equal budgets of annotations and training rows; write a run directory with a report.
@@ -69,8 +87,20 @@ def compare(
     given = {name: value for name, value in chosen.items() if value is not None}
     settings = CompareConfig.parse({**base.model_dump(), **given}, source="options")
     numbers = range(settings.seed, settings.seed + seeds)
-    drawn = _world(numbers, users, turns) if data is None else _file(data, numbers, users, min_turns, skip_malformed)
-    _run(drawn, settings, out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"), as_json=as_json)
+    draw = (
+        _world(numbers, users, turns)
+        if data is None
+        else _file(
+            data,
+            numbers,
+            users=users,
+            min_turns=min_turns,
+            min_heldout=min_heldout,
+            skip_malformed=skip_malformed,
+            seed=settings.seed,
+        )
+    )
+    _run(draw, settings, out, as_json=as_json)
 
 
 def report(
@@ -79,49 +109,69 @@ def report(
 ) -> None:
     """Print a finished run's table and write its report anew.
 
-    Example: florilegium report runs/demo
+    Example: florilegium report runs/my-run
     """
+    from pydantic import ValidationError
+
+    from client.durable import replace_file, storage_errors
     from simulation.report import render_report
     from simulation.summary import Summary
 
     path = run / "summary.json"
     if not path.is_file():
         raise InputError(f"{run} holds no summary.json", "name the directory of a finished run")
-    summary = Summary.model_validate_json(path.read_text(encoding="utf-8"))
-    (run / "report.html").write_text(render_report(summary), encoding="utf-8")
+    try:
+        summary = Summary.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise InputError(f"{path} is damaged or of another version", "repeat its run to sum it up anew") from None
+    with storage_errors(run / "report.html"):
+        replace_file(run / "report.html", render_report(summary).encode())
     _show(summary, run, as_json=as_json)
 
 
-def _world(seeds: Sequence[int], users: int, turns: int) -> Mapping[int, Sequence[UserData]]:
+def _world(seeds: Sequence[int], users: int, turns: int) -> _Draw:
     from simulation.world import WorldConfig, generate_users
 
     world = WorldConfig(turns=turns)
-    return {seed: generate_users(seed, users, world) for seed in seeds}
+    return _Draw(
+        {seed: generate_users(seed, users, world) for seed in seeds}, {"world": {"users": users, "turns": turns}}
+    )
 
 
 def _file(
-    path: Path, seeds: Sequence[int], users: int, min_turns: int, skip_malformed: bool
-) -> Mapping[int, Sequence[UserData]]:
+    path: Path, seeds: Sequence[int], *, users: int, min_turns: int, min_heldout: int, skip_malformed: bool, seed: int
+) -> _Draw:
+    from simulation.compare import deal_users
     from simulation.readers import Assembly, read_users
 
     if not path.is_file():
         raise InputError(f"{path} is no file", "name a file of JSON lines")
-    return {
-        seed: read_users(
-            path,
-            assembly=Assembly(min_turns=min_turns, min_heldout=4, max_users=users, seed=seed),
-            skip_malformed=skip_malformed,
+    everyone = read_users(path, assembly=Assembly(min_turns=0), skip_malformed=skip_malformed)
+    enough = [user for user in everyone if len(user.stream) >= min_turns and len(user.heldout) >= min_heldout]
+    if not enough:
+        raise InputError(
+            f"none of {len(everyone)} users of {path} has {min_turns} turns and {min_heldout} held-out questions",
+            "lower --min-turns or --min-heldout",
         )
-        for seed in seeds
-    }
+    dealt = deal_users(enough, seeds, most=users, seed=seed)
+    compared, short = sum(map(len, dealt.values())), len(everyone) - len(enough)
+    typer.echo(
+        f"{compared} of {len(everyone)} users of {path} are compared; {short} have fewer than {min_turns} turns or "
+        f"{min_heldout} held-out questions.",
+        err=True,
+    )
+    choice = {"users": users, "min_turns": min_turns, "min_heldout": min_heldout, "skip_malformed": skip_malformed}
+    return _Draw(dealt, {"file": {"name": path.name, **choice}})
 
 
-def _run(users: Mapping[int, Sequence[UserData]], config: CompareConfig, out: Path, *, as_json: bool) -> None:
-    from simulation.compare import run_compare
+def _run(draw: _Draw, config: CompareConfig, out: Path | None, *, prefix: str = "", as_json: bool) -> None:
+    from simulation.compare import run_compare, run_name
     from simulation.report import comparison_table
 
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file", "name a directory for the run")
+    directory = out or Path("runs") / f"{prefix}{run_name(draw.users, config)}"
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file", "name a directory for the run")
+    typer.echo(f"The run directory: {directory}", err=True)
     bar = progress_bar()
     task = bar.add_task("comparing", total=None)
 
@@ -134,8 +184,8 @@ def _run(users: Mapping[int, Sequence[UserData]], config: CompareConfig, out: Pa
             bar.console.print(f"{progress.done} of {progress.total} done")
 
     with Live(bar, console=bar.console, transient=True) as live:
-        summary = run_compare(users, config, out, progress=None if as_json else follow)
-    _show(summary, out, as_json=as_json)
+        summary = run_compare(draw.users, config, directory, source=draw.source, progress=None if as_json else follow)
+    _show(summary, directory, as_json=as_json)
 
 
 def _show(summary: Summary, out: Path, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from florilegium import cli
+from florilegium.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["bins=8", "holdout_share=0.3", 'synthesizer="none"', "max_new_tokens=4", "round_every=1000"]
@@ -156,6 +158,74 @@ def test_a_malformed_line_is_named_and_not_quoted(
     assert "line 2" in err
     assert problem in err
     assert "secret" not in err
+
+
+def test_compare_counts_each_user_of_a_file_once_and_goes_on(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"user_id": f"person {user}", "question": f"Where is place {n} of {user}?", "response": f"In street {n}."}
+        for user in range(6)
+        for n in range(30 if user else 3)
+    ]
+    Path("log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["compare", "log.jsonl", "--model", str(tiny_model_folder), "--arms", "none", "--workers", "1"]
+    code, _, err = invoke(capsys, monkeypatch, *arguments)
+    assert code == 3
+    assert "none of 6 users of log.jsonl has 40 turns and 4 held-out questions; lower --min-turns or --min-held" in err
+    arguments += ["--min-turns", "10", "--min-heldout", "1", "--json"]
+    code, out, err = invoke(capsys, monkeypatch, *arguments)
+    assert code == 0, err
+    summary = json.loads(out)
+    assert (summary["users"], summary["seeds"]) == (5, [0, 1, 2])
+    assert summary["arms"]["none"]["metrics"]["rouge1"]["ci95"] is None
+    assert "5 of 6 users of log.jsonl are compared; 1 have fewer than 10 turns or 1 held-out" in err
+    (directory,) = Path("runs").iterdir()
+    assert f"The run directory: {directory}" in err
+    measured = (directory / "metrics.jsonl").read_bytes()
+    assert invoke(capsys, monkeypatch, *arguments)[0] == 0
+    assert [*Path("runs").iterdir()] == [directory]
+    assert (directory / "metrics.jsonl").read_bytes() == measured
+    assert b"person" not in measured + (directory / "config.json").read_bytes()
+
+
+def test_the_demo_has_a_directory_of_its_own(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(users: object, config: object, run_directory: Path, **_: object) -> None:
+        raise InputError(f"asked to write {run_directory}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLORILEGIUM_SEEDLING", str(tiny_model_folder))
+    monkeypatch.setattr("simulation.compare.run_compare", refuse)
+    _, _, err = invoke(capsys, monkeypatch, "demo", "--json")
+    assert re.search(r"asked to write runs/demo-[0-9a-f]{12}\n", err)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"schema_version": 2}', "\xff"])
+def test_a_summary_that_is_none_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "summary.json").write_bytes(content.encode("latin-1"))
+    code, _, err = invoke(capsys, monkeypatch, "report", str(tmp_path))
+    assert (code, err.count("\n")) == (3, 1)
+    assert "summary.json is damaged or of another version" in err
+
+
+def test_a_report_that_cannot_be_written_is_an_error_of_one_line(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--model", str(tiny_model_folder), "--arms", "none", "--seeds", "1", "--users", "1", "--turns", "4"]
+    assert invoke(capsys, monkeypatch, "compare", *run, "--workers", "1", "--out", str(tmp_path / "run"))[0] == 0
+    code, out, _ = invoke(capsys, monkeypatch, "report", str(tmp_path / "run"))
+    assert code == 0
+    assert "none" in out
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "report.html").mkdir()
+    code, _, err = invoke(capsys, monkeypatch, "report", str(tmp_path / "run"))
+    assert (code, err.count("\n")) == (5, 1)
+    assert "report.html cannot be written" in err
 
 
 def test_world_writes_a_file_that_compare_reads(

@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client.dialogue import Example, derive_id
-from florilegium.errors import ConfigError, InputError
+from florilegium.errors import ConfigError, InputError, ModelError
 from simulation.arms import ARMS, Arm
-from simulation.compare import CompareConfig, Progress, run_compare, users_of_part
+from simulation.compare import CompareConfig, Progress, deal_users, run_compare, run_name, users_of_part
+from simulation.plan import Task
 from simulation.records import METRICS, RoundRecord
+from simulation.rundir import RunConfig
 from simulation.summary import Summary
 from simulation.users import Turn, UserData
 
@@ -227,12 +230,90 @@ def test_a_finished_run_is_only_summed_up_again(finished: Finished, tiny_model_f
     assert again == summary
 
 
+def test_a_run_is_given_more_and_less(finished: Finished, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Arms, seeds and users only select what is measured: nothing is measured twice, and nothing differently."""
+    run, arms = tmp_path / "run", ARM_NAMES[2:4]
+    seen: list[Progress] = []
+    less = run_compare({0: USERS[0]}, make_config(tiny_model_folder, arms=arms), run)
+    first = without_seconds(run)
+    whole = run_compare(USERS, make_config(tiny_model_folder), run, progress=seen.append)
+    assert (seen[0].resumed, seen[0].done, seen[0].total) == (2, 2, 12)
+    assert without_seconds(run) == without_seconds(finished[0])
+    assert whole.contrasts == finished[1].contrasts
+    again = run_compare({0: USERS[0]}, make_config(tiny_model_folder, arms=arms), run, progress=seen.append)
+    assert again == less
+    assert (seen[-1].resumed, seen[-1].total) == (2, 2)
+    assert [record for record in without_seconds(run) if record in first] == first
+    assert len(read_records(run)) == len(read_records(finished[0]))
+    assert (run / "users.csv").read_text().count("\n") == 1 + 2
+
+
+def test_the_config_tells_how_to_repeat_a_run(tiny_model_folder: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_model_folder, arms=("none",), rounds=1)
+    run_compare({0: USERS[0]}, config, tmp_path, source={"file": {"name": "log.jsonl", "users": 1}})
+    told = RunConfig.model_validate_json((tmp_path / "config.json").read_bytes())
+    assert told.request["source"] == {"file": {"name": "log.jsonl", "users": 1}}
+    settings = {
+        key: value for key, value in (told.identity | told.request).items() if key in CompareConfig.model_fields
+    }
+    assert CompareConfig.parse({**settings, "workers": 1}) == config
+    assert {"weights", "code", "torch", "transformers", "peft"} <= told.identity.keys()
+    assert str(tmp_path) not in json.dumps(told.identity)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda user: replace(user, user_id="eve"),
+        lambda user: replace(user, heldout_kinds={}),
+        lambda user: replace(user, stream=(replace(user.stream[0], day=9), *user.stream[1:])),
+        lambda user: replace(user, stream=(replace(user.stream[0], kind="x"), *user.stream[1:])),
+        lambda user: replace(user, stream=(replace(user.stream[0], revisions=((3, "x"),)), *user.stream[1:])),
+    ],
+)
+def test_a_run_s_name_depends_on_all_data(tiny_model_folder: Path, change: Callable[[UserData], UserData]) -> None:
+    config = make_config(tiny_model_folder)
+    assert run_name({0: [make_user("ada")]}, config) != run_name({0: [change(make_user("ada"))]}, config)
+
+
+def test_a_run_s_name_depends_on_what_is_asked_for_and_on_no_folder(tiny_model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    name = run_name(USERS, make_config(tiny_model_folder))
+    assert len(name) == 12
+    assert name == run_name(USERS, make_config(tmp_path / "model", workers=3))
+    others = [make_config(tiny_model_folder, **change) for change in ({"arms": ("none",)}, {"epochs": 2}, {"seed": 1})]
+    assert len({name, *(run_name(USERS, config) for config in others)}) == 4
+
+
+def test_measurements_of_other_code_are_refused(
+    finished: Finished, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (finished[0] / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr("simulation.identity._code", lambda: "another")
+    with pytest.raises(ConfigError, match="differs in code; "):
+        run_compare(USERS, make_config(tiny_model_folder), finished[0])
+    assert (finished[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_task_s_temporary_files_lie_in_the_run(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(task: Task) -> Iterator[list[RoundRecord]]:
+        assert task.work == tmp_path / ".work"
+        (task.work / "text").write_text("private")
+        raise ModelError("enough")
+
+    monkeypatch.setattr("simulation.compare._play", play)
+    with pytest.raises(ModelError, match="enough"):
+        run_compare(USERS, make_config(tiny_model_folder), tmp_path)
+    assert not (tmp_path / ".work").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "users", "named"),
     [
-        ({"epochs": 2}, USERS, "epochs"),
-        ({}, {0: USERS[0]}, "data, users"),
-        ({}, {**USERS, 1: [make_user("ada", turns=16)]}, "data"),
+        ({"epochs": 2}, USERS, "differs in epochs; repeat"),
+        ({}, {**USERS, 1: [make_user("ada", turns=16)]}, "other data of user 'ada' of seed 1"),
     ],
 )
 def test_another_comparison_is_refused(
@@ -242,7 +323,7 @@ def test_another_comparison_is_refused(
     users: Mapping[int, list[UserData]],
     named: str,
 ) -> None:
-    with pytest.raises(ConfigError, match=f"differs in {named}; repeat"):
+    with pytest.raises(ConfigError, match=named):
         run_compare(users, make_config(tiny_model_folder, **changes), finished[0])
 
 
@@ -304,6 +385,19 @@ def test_settings_are_checked_where_they_are_declared(changes: Mapping[str, obje
 def test_workers_are_no_part_of_a_run_s_identity() -> None:
     assert make_config(Path("m"), workers=1).identity() == make_config(Path("m"), workers=7).identity()
     json.dumps(make_config(Path("m")).identity())
+
+
+def test_users_are_dealt_to_seeds_and_nobody_twice() -> None:
+    users = [make_user(f"u{number}", turns=1) for number in range(20)]
+    dealt = deal_users(users, range(3), most=4, seed=7)
+    names = [user.user_id for own in dealt.values() for user in own]
+    assert [len(own) for own in dealt.values()] == [4, 4, 4]
+    assert len(set(names)) == 12
+    assert deal_users(users[::-1], range(3), most=4, seed=7) == dealt
+    assert deal_users(users, range(3), most=4, seed=8) != dealt
+    more = deal_users(users, range(3), most=5, seed=7)
+    assert all(more[seed][:4] == own for seed, own in dealt.items()), "those who were there stay with their seed"
+    assert {seed: len(own) for seed, own in deal_users(users[:2], (5, 6, 7), most=4, seed=7).items()} == {5: 1, 6: 1}
 
 
 def test_users_to_tune_on_and_to_report_on_are_different_halves() -> None:
