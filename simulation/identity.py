@@ -37,7 +37,7 @@ def describe_run(
         identity=config.identity()
         | {"weights": _weights(config.model), "code": _code()}
         | {name: version(name) for name in _LIBRARIES},
-        request=config.selection() | {"source": dict(source)},
+        request=config.selection() | {"seeds": list(users_by_seed), "source": dict(source)},
         data={seed: {user.user_id: _data(user) for user in users} for seed, users in users_by_seed.items()},
     )
 

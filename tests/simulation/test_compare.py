@@ -253,6 +253,7 @@ def test_the_config_tells_how_to_repeat_a_run(tiny_model_folder: Path, tmp_path:
     run_compare({0: USERS[0]}, config, tmp_path, source={"file": {"name": "log.jsonl", "users": 1}})
     told = RunConfig.model_validate_json((tmp_path / "config.json").read_bytes())
     assert told.request["source"] == {"file": {"name": "log.jsonl", "users": 1}}
+    assert told.request["seeds"] == [0]
     settings = {
         key: value for key, value in (told.identity | told.request).items() if key in CompareConfig.model_fields
     }
