@@ -1,53 +1,25 @@
 """Hold questions out: about what the stream has shown, in wordings the stream has not used for it.
 
 A held-out question is admitted if its wording is one of the topic's `kept` ones (never used for that topic by that
-user) and if its unigram F1 with every question of the user's stream is at most `LIMIT`, so that it is no copy of a
-question about something else either. Its answer is the one the user prefers at the stream's end: the newest fact, in
-the present style.
+user) and if it is no near-copy (`simulation.overlap`) of any question of the user's stream, also none about something
+else. Its answer is the one the user prefers at the stream's end: the newest fact, in the present style.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from client.dialogue import Example, derive_id
+from simulation.overlap import KnownTexts
 from simulation.world.facts import Fact
 from simulation.world.profile import Topic
 from simulation.world.stream import Talk
 from simulation.world.style import render
 
-__all__ = ["LIMIT", "SHARES", "hold_out", "overlap_f1"]
+__all__ = ["SHARES", "hold_out"]
 
-LIMIT: Final = 0.85
 SHARES: Final = {"private": 0.50, "common": 0.25, "view": 0.10, "style": 0.15}
-_WORD: Final = re.compile(r"\w+")
-
-
-def _bag(text: str) -> frozenset[tuple[str, int]]:
-    """Return the words of a text, each with the number of its occurrence, so that sets count like bags."""
-    seen: Counter[str] = Counter()
-    bag = []
-    for word in _WORD.findall(text.lower()):
-        seen[word] += 1
-        bag.append((word, seen[word]))
-    return frozenset(bag)
-
-
-def _f1(left: frozenset[tuple[str, int]], right: frozenset[tuple[str, int]]) -> float:
-    total = len(left) + len(right)
-    return 2 * len(left & right) / total if total else 1.0
-
-
-def overlap_f1(left: str, right: str) -> float:
-    """Return the F1 of the words two texts share, counted with repetition.
-
-    >>> overlap_f1("What is my cat called?", "What is my dog called?")
-    0.8
-    """
-    return _f1(_bag(left), _bag(right))
 
 
 def _candidates(topics: Sequence[Topic], talk: Talk) -> Iterator[tuple[Topic, Fact, str]]:
@@ -67,7 +39,7 @@ def hold_out(talk: Talk, user_key: str) -> tuple[tuple[Example, ...], dict[str, 
     groups = {
         "private": profile.private, "common": profile.common, "view": profile.views, "style": profile.chitchat,
     }  # fmt: skip
-    stream = [_bag(question) for question in set(talk.questions)]
+    stream = KnownTexts(talk.questions)
     examples: list[Example] = []
     kinds: dict[str, str] = {}
     for label, topics in groups.items():
@@ -75,8 +47,7 @@ def hold_out(talk: Talk, user_key: str) -> tuple[tuple[Example, ...], dict[str, 
         for topic, fact, question in _candidates(topics, talk):
             if wanted == 0:
                 break
-            bag = _bag(question)
-            if any(_f1(bag, asked) > LIMIT for asked in stream):
+            if stream.give_away(question):
                 continue
             key = derive_id("heldout", user_key, len(examples))
             answer = talk.preferred(topic, fact)
