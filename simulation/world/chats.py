@@ -213,8 +213,9 @@ def training_text(seed: int, count: int = 20_000) -> Iterator[Chat]:
 def training_paraphrases(seed: int, count: int = 5_000) -> Iterator[tuple[str, str]]:
     """Yield pairs of questions that say the same in other words, to teach rewriting.
 
-    They come from small talk and routine requests alone: pairs about facts would hand the base model the very
-    relation between a stream's questions and the held-out ones.
+    They come from small talk and routine requests alone: pairs about facts or opinions would hand the base model the
+    very relation between a stream's questions and the held-out ones. For the held-out questions of the kind "style",
+    which are small talk, they do just that.
 
     Raises:
         ConfigError: the seed is one of an experiment.

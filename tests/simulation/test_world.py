@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from florilegium.errors import ConfigError
+from simulation.overlap import overlap_f1
 from simulation.users import UserData
 from simulation.world import (
     FIRST_TRAINING_SEED,
@@ -22,7 +24,7 @@ from simulation.world import (
 )
 from simulation.world.bank import BLANK, Kind, blanks
 from simulation.world.facts import Fact, draw_fact, redraw
-from simulation.world.heldout import hold_out, overlap_f1
+from simulation.world.heldout import hold_out
 from simulation.world.profile import Profile, draw_profile, draw_town
 from simulation.world.retyping import retype, slip
 from simulation.world.stream import Talk
@@ -508,13 +510,33 @@ def test_no_style_of_an_evaluated_user_is_ever_worn() -> None:
         assert not [text for text in worn if text.startswith(f"{opener} ") and text.endswith(f" {closer}")]
 
 
-def test_paraphrases_are_about_nothing_that_is_held_out() -> None:
-    patterns = [
-        re.compile(BLANK.sub("@", text).replace("?", r"\?").replace(".", r"\.").replace("@", ".+"))
-        for kind in bank.chitchat()
-        for text in kind.ask
-    ]
+def patterns(kinds: Iterable[Kind]) -> list[re.Pattern[str]]:
+    """Match whatever a kind's questions can be."""
+    wordings = {BLANK.sub("@", text) for kind in kinds for text in kind.ask}
+    return [re.compile(re.escape(text).replace("@", ".+")) for text in wordings]
+
+
+def test_paraphrases_are_of_small_talk_and_never_of_facts_or_opinions(users: list[UserData]) -> None:
+    small_talk, rest = patterns(bank.chitchat()), patterns((*FACTUAL, *itertools.chain(*bank.views())))
     for first, second in training_paraphrases(FIRST_TRAINING_SEED, 200):
         assert first != second
         for text in (first, second):
-            assert any(pattern.fullmatch(text) for pattern in patterns)
+            assert any(pattern.fullmatch(text) for pattern in small_talk)
+            assert not any(pattern.fullmatch(text) for pattern in rest)
+    # Held-out questions of the kind "style", and no others, are small talk as well.
+    for user in users[:2]:
+        for example in user.heldout:
+            is_small_talk = any(pattern.fullmatch(example.question) for pattern in small_talk)
+            assert is_small_talk == (user.heldout_kinds[example.example_id] == "style")
+
+
+def test_what_is_no_fact_is_taught_word_for_word() -> None:
+    chats = training_text(FIRST_TRAINING_SEED, 6000)
+    answers = "\n".join(text for chat in chats for role, text in chat if role == "assistant")
+    opinions, small_talk = (
+        {text for kind in kinds for text in (*kind.brief, *kind.full) if not blanks(text)}
+        for kinds in (itertools.chain(*bank.views()), bank.chitchat())
+    )
+    # docs/comparing.md names these numbers.
+    assert (len(opinions), len(small_talk)) == (48, 109)
+    assert all(text in answers for text in opinions | small_talk)
