@@ -3,27 +3,30 @@
 What is held out together is a *unit*: all exchanges of one dialogue, or, where a file has single questions, all
 exchanges of one user with the same question (letters and digits compared, case ignored). A unit is held out if the
 hash of its name falls into the share, so neither the order nor the rest of the file decides, and both speakers of a
-dialogue agree on it. Held-out exchanges whose question (of dialogues also: whose answer) occurs in the user's stream
-anyway, like a greeting, are left out altogether; of a question held out twice, the last answer stays.
+dialogue agree on it; a file may also say itself what is held out. Held-out exchanges whose question (of dialogues also:
+whose answer) the user's stream gives away (`simulation.overlap`), like a greeting, are left out altogether; of a
+question held out twice, the last answer stays.
+
+A file's name for a user, be it an identifier, a category or an address, never gets further than here: results and
+reports show a hash of it.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from client.dialogue import Example, derive_id, derive_seed
 from florilegium.errors import ConfigError, InputError
+from simulation.overlap import KnownTexts, words_of
 from simulation.users import Turn, UserData
 
-__all__ = ["Assembly", "Exchange", "assemble", "normalized", "pseudo_user"]
+__all__ = ["Assembly", "Exchange", "assemble", "name_user", "normalized"]
 
 _HASH_RANGE: Final = 2**63
-_SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_NOT_WORDS: Final = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +34,14 @@ class Exchange:
     """One question and its preferred answer, not yet assigned to the stream or held out.
 
     Attributes:
-        user: whose it is; any text.
+        user: whose it is, as reports may show it.
         question: what the user says.
         preferred: the ideal answer.
         response: what a model answered, if the data has it.
         unit: the name of what is held out together.
         kind: a label for reports.
         dialogue: whether it is a piece of a dialogue, where an answer is as telling as a question.
+        held_out: whether it is held out; None leaves it to its unit.
     """
 
     user: str
@@ -47,6 +51,12 @@ class Exchange:
     response: str | None = None
     kind: str = ""
     dialogue: bool = False
+    held_out: bool | None = None
+
+    @property
+    def telling(self) -> tuple[str, ...]:
+        """The texts by which the stream gives it away, or it others."""
+        return (self.question, self.preferred) if self.dialogue else (self.question,)
 
     def __repr__(self) -> str:
         return f"Exchange({self.kind}, {len(self.question)}+{len(self.preferred)} characters)"
@@ -78,47 +88,38 @@ class Assembly:
 
 
 def normalized(text: str) -> str:
-    """Return the letters and digits of a text in lower case, one space between words.
+    """Return the words of a text with one space between them.
 
-    >>> normalized("  What's NEW, then? ")
-    'what s new then'
+    >>> normalized("  What is NEW, then? ")
+    'what is new then'
     """
-    # A text without any letter, an emoji say, stands for itself.
-    return _NOT_WORDS.sub(" ", text.casefold()).strip() or text.strip()
+    return " ".join(words_of(text))
 
 
-def pseudo_user(name: str, users: int) -> str:
-    """Return which of a number of pseudo-users owns what nobody's name is on."""
-    return f"pseudo-{derive_seed('pseudo-user', name) % users:03d}"
+def name_user(owner: str, text: str, pseudo_users: int) -> str:
+    """Return a stand-in for an owner's name or, where there is none, one of a few pseudo-users, by a text."""
+    if owner:
+        return f"user-{derive_id('user', owner)[:16]}"
+    return f"pseudo-{derive_seed('pseudo-user', text) % pseudo_users:03d}"
 
 
-def _is_held_out(unit: str, share: float) -> bool:
-    return derive_seed("held-out unit", unit) < share * _HASH_RANGE
+def _is_held_out(exchange: Exchange, share: float) -> bool:
+    if exchange.held_out is not None:
+        return exchange.held_out
+    return derive_seed("held-out unit", exchange.unit) < share * _HASH_RANGE
 
 
-def _user_id(user: str) -> str:
-    """Return the user's name, or a stand-in where it is unfit for a file name."""
-    return user if _SAFE_NAME.fullmatch(user) else f"user-{derive_id('user', user)[:16]}"
-
-
-def _novel(held: Iterable[Exchange], stream: Sequence[Exchange]) -> list[Exchange]:
+def _novel(held: Iterable[Exchange], stream: Iterable[Exchange]) -> list[Exchange]:
     """Keep the held-out exchanges that the stream does not give away."""
-    seen = {normalized(exchange.question) for exchange in stream}
-    texts = seen | {normalized(exchange.preferred) for exchange in stream if exchange.dialogue}
-    kept: dict[str, Exchange] = {}
-    for exchange in held:
-        question = normalized(exchange.question)
-        known = texts if exchange.dialogue else seen
-        if question not in known and not (exchange.dialogue and normalized(exchange.preferred) in known):
-            kept[question] = exchange
-    return list(kept.values())
+    known = KnownTexts(chain.from_iterable(exchange.telling for exchange in stream))
+    novel = (exchange for exchange in held if not any(known.give_away(text) for text in exchange.telling))
+    return list({normalized(exchange.question): exchange for exchange in novel}.values())
 
 
 def _make_user(user: str, exchanges: Sequence[Exchange], share: float) -> UserData:
-    name = _user_id(user)
-    units = {unit for unit in {exchange.unit for exchange in exchanges} if _is_held_out(unit, share)}
-    stream = [exchange for exchange in exchanges if exchange.unit not in units]
-    held = [exchange for exchange in exchanges if exchange.unit in units]
+    stream, held = [], []
+    for exchange in exchanges:
+        (held if _is_held_out(exchange, share) else stream).append(exchange)
     turns = tuple(
         Turn(
             turn_id=derive_id("read-turn", user, index),
@@ -136,7 +137,7 @@ def _make_user(user: str, exchanges: Sequence[Exchange], share: float) -> UserDa
         for key, exchange in zip(keys, novel, strict=True)
     )
     kinds = {key: exchange.kind for key, exchange in zip(keys, novel, strict=True)}
-    return UserData(user_id=name, stream=turns, heldout=examples, heldout_kinds=kinds)
+    return UserData(user_id=user, stream=turns, heldout=examples, heldout_kinds=kinds)
 
 
 def _choose(users: list[UserData], most: int | None, seed: int) -> list[UserData]:

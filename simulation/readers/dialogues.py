@@ -3,9 +3,11 @@
 The formats are told apart by their fields:
 
     persona1, persona2, turns of {user, text}      a user is the set of a persona's sentences
-    turns of {role, text}, perhaps services        the first service, or a pseudo-user, owns the dialogue
-    turns of {speaker, text}                       a pseudo-user owns the dialogue
-    turns of texts, perhaps an emotion             the emotion, or a pseudo-user, owns the dialogue
+    turns of {role or speaker, text}, or of texts
+    messages of {role, content}                    system messages are passed over
+
+All but the first belong to the `user_id`, or else to the first of the `services` or the `emotion` they are about, or to
+a pseudo-user.
 
 Persona files have real users. Such a user belongs to one of two halves for ever, by the hash in `persona_split`; the
 first half may train the built-in model, so experiments on personalization read the other.
@@ -19,8 +21,8 @@ from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
 from client.dialogue import derive_id
-from simulation.readers.assembly import Exchange, normalized, pseudo_user
-from simulation.readers.records import FieldError, Record, field, text_of
+from simulation.readers.assembly import Exchange, name_user, normalized
+from simulation.readers.records import FieldError, Record, field, text_of, user_of
 
 __all__ = ["Split", "parse_dialogue", "parse_personas", "persona_split"]
 
@@ -30,6 +32,7 @@ Spoken: TypeAlias = list[tuple[str, str]]
 _PERCENT: Final = 100
 _TRAIN_PERCENT: Final = 50
 _SPEAKER_FIELDS: Final = ("role", "speaker", "user")
+_UNSAID: Final = ("developer", "system")
 
 
 def persona_split(sentences: Iterable[str]) -> Literal["train", "evaluate"]:
@@ -45,13 +48,14 @@ def persona_split(sentences: Iterable[str]) -> Literal["train", "evaluate"]:
 
 def _spoken(record: Record) -> Spoken:
     """Return who said what, with one speaker's neighbouring turns joined and empty ones left out."""
-    turns = field(record, "turns")
+    name = "turns" if "turns" in record else "messages"
+    turns = record[name]
     if not isinstance(turns, list):
-        raise FieldError(f"field turns must be a list, got {type(turns).__name__}")
+        raise FieldError(f"field {name} must be a list, got {type(turns).__name__}")
     merged: Spoken = []
     for index, turn in enumerate(turns):
         speaker, text = _said(turn, index)
-        if not text.strip():
+        if not text.strip() or (name == "messages" and speaker in _UNSAID):
             continue
         if merged and merged[-1][0] == speaker:
             merged[-1] = (speaker, f"{merged[-1][1]} {text.strip()}")
@@ -65,10 +69,10 @@ def _said(turn: object, index: int) -> tuple[str, str]:
         return ("user", "assistant")[index % 2], turn
     if isinstance(turn, dict):
         names = [name for name in _SPEAKER_FIELDS if name in turn]
-        text = turn.get("text")
+        text = turn.get("text", turn.get("content"))
         if names and isinstance(text, str):
             return str(turn[names[0]]), text
-    raise FieldError(f"turn {index} must be a text, or have a text and one of {', '.join(_SPEAKER_FIELDS)}")
+    raise FieldError(f"turn {index} must be a text, or have a text or content and one of {', '.join(_SPEAKER_FIELDS)}")
 
 
 def _answered(spoken: Spoken, answering: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -115,20 +119,22 @@ def _exchanges(said: Iterable[tuple[str, str]], user: str, kind: str, unit: str)
 
 
 def parse_dialogue(pseudo_users: int) -> Callable[[Record], list[Exchange]]:
-    """Return a parser of dialogues without a named user; the second speaker answers."""
+    """Return a parser of dialogues of one user; the second speaker answers."""
 
     def parse(record: Record) -> list[Exchange]:
         spoken = _spoken(record)
         unit = _unit(spoken)
         speakers = dict.fromkeys(speaker for speaker, _ in spoken)
         asking = "user" if "user" in speakers else next(iter(speakers), "")
-        owner = _owner(record) or pseudo_user(unit, pseudo_users)
-        return _exchanges(_answered(spoken, speakers.keys() - {asking}), owner, "dialogue", unit)
+        user = name_user(_owner(record), unit, pseudo_users)
+        return _exchanges(_answered(spoken, speakers.keys() - {asking}), user, "dialogue", unit)
 
     return parse
 
 
 def _owner(record: Record) -> str:
+    if user := user_of(record):
+        return user
     services, emotion = record.get("services"), record.get("emotion")
     if isinstance(services, list) and services:
         return str(services[0])

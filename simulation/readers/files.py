@@ -11,27 +11,25 @@ from florilegium.errors import ConfigError
 from simulation.readers.assembly import Assembly, Exchange, assemble
 from simulation.readers.dialogues import Split, parse_dialogue, parse_personas
 from simulation.readers.records import FieldError, Record, read_records
-from simulation.readers.rows import parse_category_row, parse_user_row
+from simulation.readers.rows import parse_row
 from simulation.users import UserData
 
-__all__ = ["read_dialogues", "read_users"]
+__all__ = ["read_users"]
 
-_KNOWN: Final = "user_id/question/response, question/response, or turns"
+_ROW: Final = {"user_id", "question", "response", "preferred"}
 
 
 def _parser(split: Split, pseudo_users: int) -> Callable[[Record], list[Exchange]]:
-    personas, dialogue, row = parse_personas(split), parse_dialogue(pseudo_users), parse_category_row(pseudo_users)
+    personas, dialogue, row = parse_personas(split), parse_dialogue(pseudo_users), parse_row(pseudo_users)
 
     def parse(record: Record) -> list[Exchange]:
         if {"persona1", "persona2", "turns"} <= record.keys():
             return personas(record)
-        if "turns" in record:
+        if {"turns", "messages"} & record.keys():
             return dialogue(record)
-        if "user_id" in record:
-            return [parse_user_row(record)]
-        if {"question", "response"} & record.keys():
+        if _ROW & record.keys():
             return [row(record)]
-        raise FieldError(f"the line must have the fields {_KNOWN}")
+        raise FieldError("the line must have the fields question and response, or turns, or messages")
 
     return parse
 
@@ -66,10 +64,3 @@ def read_users(
         raise ConfigError(f"pseudo_users must be at least 1, got {pseudo_users}")
     records = read_records(Path(path), _parser(split, pseudo_users), skip_malformed=skip_malformed)
     return assemble(chain.from_iterable(records), assembly or Assembly())
-
-
-def read_dialogues(
-    path: Path | str, *, assembly: Assembly | None = None, split: Split = "evaluate", pseudo_users: int = 20
-) -> list[UserData]:
-    """Read a dialogue file; a name for `read_users` that says what is expected."""
-    return read_users(path, assembly=assembly, split=split, pseudo_users=pseudo_users)

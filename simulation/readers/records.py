@@ -1,9 +1,9 @@
 """Read JSON lines as checked records; a bad line is named by its number, its field and the rule it broke.
 
-Files are UTF-8 with one object per line; blank lines are passed over. Text is kept as it is written, in whatever
-script, with three exceptions: it is stripped of surrounding white space, halves of surrogate pairs (which no encoding
-can write) become U+FFFD, and it is cut at `MAX_TEXT_CHARACTERS`: longer than any context of a small device, short
-enough that one absurd line cannot fill its memory.
+Files are UTF-8 with one object per line; blank lines are passed over, and a line of more than `MAX_LINE_BYTES` is never
+held whole. Text is kept as it is written, in whatever script, with three exceptions: halves of surrogate pairs (which
+no encoding can write) become U+FFFD, surrounding white space goes, and so does what is beyond the longest ideal answer
+that a device takes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import BinaryIO, Final, TypeAlias, TypeVar
 
+from client.annotation import LONGEST_IDEAL_BYTES
 from florilegium.errors import InputError
 
-__all__ = ["MAX_TEXT_CHARACTERS", "FieldError", "Record", "field", "read_records", "text_of"]
+__all__ = ["MAX_LINE_BYTES", "FieldError", "Record", "field", "read_records", "text_of", "user_of"]
 
-MAX_TEXT_CHARACTERS: Final = 8_000
+MAX_LINE_BYTES: Final = 4 * 2**20
 _SHOWN_PROBLEMS: Final = 5
 _HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 Record: TypeAlias = Mapping[str, object]
@@ -39,10 +40,19 @@ def text_of(value: object, name: str) -> str:
     """
     if not isinstance(value, str):
         raise FieldError(f"field {name} must be a text, got {type(value).__name__}")
-    text = _HALF_PAIR.sub("\ufffd", value[:MAX_TEXT_CHARACTERS]).strip()
+    # Cut within a character, its first bytes go as well.
+    text = value.strip().encode()[:LONGEST_IDEAL_BYTES].decode(errors="ignore").rstrip()
     if not text:
         raise FieldError(f"field {name} must have a visible character")
     return text
+
+
+def user_of(record: Record) -> str:
+    """Return whose a record is by its `user_id`, a text or a whole number; nothing where it has none."""
+    if "user_id" not in record:
+        return ""
+    user = record["user_id"]
+    return str(user) if isinstance(user, int) and not isinstance(user, bool) else text_of(user, "user_id")
 
 
 def field(record: Record, name: str) -> object:
@@ -56,9 +66,22 @@ def field(record: Record, name: str) -> object:
     return record[name]
 
 
+def _writable(value: object) -> object:
+    """Replace halves of surrogate pairs, which JSON can spell, wherever they are."""
+    if isinstance(value, str):
+        return _HALF_PAIR.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _writable(item) for name, item in value.items()}
+    return value
+
+
 def _decode(line: bytes) -> Record:
+    if len(line) > MAX_LINE_BYTES:
+        raise FieldError(f"the line must have at most {MAX_LINE_BYTES} bytes")
     try:
-        record = json.loads(line)
+        record = _writable(json.loads(line.decode()))
     except UnicodeDecodeError:
         raise FieldError("the line must be UTF-8") from None
     except (ValueError, RecursionError):
@@ -68,10 +91,18 @@ def _decode(line: bytes) -> Record:
     return record
 
 
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; of one that is too long, enough to be refused."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES + 1)
+
+
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with path.open("rb") as file:
+            for number, line in enumerate(_bounded_lines(file), start=1):
                 content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if content.strip():
                     yield number, content

@@ -1,22 +1,24 @@
 """Read single questions with their answers: own logs by user, or public question-answer files by category.
 
-A row with `preferred` holds both the model's answer (`response`) and the ideal one. Without it, `response` is the
-ideal and the simulated device answers for itself.
+A row's `preferred` is the ideal answer and its `response`, if it has one, the model's. Without `preferred`, `response`
+is the ideal and the simulated device answers for itself. A `part`, "stream" or "heldout", settles what is held out. A
+`kind`, or else the category, is the label in reports if it is a short code; a text may say anything and stays here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Final
 
-from simulation.readers.assembly import Assembly, Exchange, assemble, normalized, pseudo_user
-from simulation.readers.records import Record, field, read_records, text_of
-from simulation.users import UserData
+from simulation.readers.assembly import Exchange, name_user, normalized
+from simulation.readers.records import FieldError, Record, field, text_of, user_of
 
-__all__ = ["Columns", "exchange_of", "parse_category_row", "parse_user_row", "read_jsonl"]
+__all__ = ["Columns", "exchange_of", "parse_row"]
 
-_CATEGORIES = ("category", "domain", "subset")
+_CATEGORIES: Final = ("category", "domain", "subset")
+_CODE: Final = re.compile(r"[a-z0-9_-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,36 +43,42 @@ def exchange_of(record: Record, user: str, kind: str, columns: Columns) -> Excha
         FieldError: a field is missing or is no text.
     """
     question = text_of(field(record, columns.question), columns.question)
-    response = text_of(field(record, columns.response), columns.response)
-    own = Exchange(user=user, question=question, preferred=response, unit=f"{user}\n{normalized(question)}", kind=kind)
+    unit = f"{user}\n{normalized(question)}"
     if columns.preferred is None or record.get(columns.preferred) is None:
-        return own
-    return replace(own, preferred=text_of(record[columns.preferred], columns.preferred), response=response)
+        ideal = text_of(field(record, columns.response), columns.response)
+        return Exchange(user=user, question=question, preferred=ideal, unit=unit, kind=kind)
+    ideal, given = text_of(record[columns.preferred], columns.preferred), record.get(columns.response)
+    response = None if given is None else text_of(given, columns.response)
+    return Exchange(user=user, question=question, preferred=ideal, unit=unit, kind=kind, response=response)
 
 
-def parse_user_row(record: Record) -> Exchange:
-    """Parse a row with a `user_id`, which is a text or a whole number."""
-    user = field(record, "user_id")
-    if isinstance(user, int) and not isinstance(user, bool):
-        user = str(user)
-    return exchange_of(record, text_of(user, "user_id"), "row", Columns())
-
-
-def parse_category_row(pseudo_users: int) -> Callable[[Record], Exchange]:
-    """Return a parser of rows without a user: the category is the user, or else one of a few pseudo-users."""
+def parse_row(pseudo_users: int) -> Callable[[Record], Exchange]:
+    """Return a parser of rows; without a `user_id` the category is the user, or else one of a few pseudo-users."""
 
     def parse(record: Record) -> Exchange:
         category = _category(record)
-        exchange = exchange_of(record, category, category, Columns())
-        if category:
-            return exchange
-        user = pseudo_user(normalized(exchange.question), pseudo_users)
-        return replace(exchange, user=user, kind="row")
+        exchange = exchange_of(record, user_of(record) or category, _code(record.get("kind") or category), Columns())
+        user = name_user(exchange.user, exchange.unit, pseudo_users)
+        return replace(exchange, user=user, held_out=_held_out(record))
 
     return parse
 
 
-def _category(record: Mapping[str, object]) -> str:
+def _held_out(record: Record) -> bool | None:
+    match record.get("part"):
+        case None:
+            return None
+        case "stream" | "heldout" as part:
+            return part == "heldout"
+    raise FieldError("field part must be stream or heldout")
+
+
+def _code(label: object) -> str:
+    code = label.strip().lower() if isinstance(label, str) else ""
+    return code if _CODE.fullmatch(code) else "row"
+
+
+def _category(record: Record) -> str:
     for name in _CATEGORIES:
         value = record.get(name)
         if isinstance(value, list):
@@ -78,21 +86,3 @@ def _category(record: Mapping[str, object]) -> str:
         if isinstance(value, str) and value.strip():
             return value.strip()
     return ""
-
-
-def read_jsonl(path: Path | str, *, assembly: Assembly | None = None, skip_malformed: bool = False) -> list[UserData]:
-    """Read JSON lines with the fields user_id, question, response and, if wanted, preferred.
-
-    Args:
-        path: the file.
-        assembly: how users are put together; by default a fifth of each user's questions is held out.
-        skip_malformed: pass over bad lines, and log how many there were.
-
-    Returns:
-        The users, ordered by first appearance.
-
-    Raises:
-        InputError: a line is malformed, or nobody has enough rows.
-    """
-    exchanges = read_records(Path(path), parse_user_row, skip_malformed=skip_malformed)
-    return assemble(exchanges, assembly or Assembly())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -9,18 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.annotation import LONGEST_IDEAL_BYTES, judge
+from client.dialogue import Dialogue, Verdict
 from florilegium.errors import ConfigError, InputError
+from simulation.overlap import KnownTexts
 from simulation.readers import (
-    MAX_TEXT_CHARACTERS,
     Assembly,
     Columns,
     persona_split,
-    read_dialogues,
     read_hub,
-    read_jsonl,
     read_users,
 )
 from simulation.readers.assembly import Exchange, assemble, normalized
+from simulation.readers.records import MAX_LINE_BYTES
 from simulation.users import UserData
 from training.splits import persona_user_split
 
@@ -35,7 +37,7 @@ def write(path: Path, rows: list[object]) -> Path:
 
 def log_rows(users: int = 4, turns: int = 100) -> list[object]:
     return [
-        {"user_id": f"anna{index % users}", "question": f"Question number {index}?", "response": f"Answer {index}."}
+        {"user_id": f"anna{index % users}", "question": f"Is {index} enough?", "response": f"Answer {index}."}
         for index in range(users * turns)
     ]
 
@@ -48,11 +50,11 @@ def texts(user: UserData) -> tuple[list[str], list[str]]:
 
 
 def test_rows_become_users_in_order_of_appearance(tmp_path: Path) -> None:
-    users = read_jsonl(write(tmp_path / "log.jsonl", log_rows()))
-    assert [user.user_id for user in users] == ["anna0", "anna1", "anna2", "anna3"]
+    users = read_users(write(tmp_path / "log.jsonl", log_rows()))
+    assert len(users) == 4
     for number, user in enumerate(users):
         streamed, held = texts(user)
-        positions = [int(text.split()[-1][:-1]) for text in streamed]
+        positions = [int(text.split()[1]) for text in streamed]
         assert positions == sorted(positions)
         assert {position % 4 for position in positions} == {number}
         assert len(streamed) + len(held) == 100
@@ -67,20 +69,39 @@ def test_a_preferred_answer_frees_the_response(tmp_path: Path) -> None:
         {"user_id": 7, "question": "Q1", "response": "ideal"},
         {"user_id": 7, "question": "Q2", "response": "given", "preferred": "wanted"},
         {"user_id": 7, "question": "Q3", "response": "ideal", "preferred": None},
+        {"user_id": 7, "question": "Q4", "preferred": "wanted"},
     ]
-    (user,) = read_jsonl(write(tmp_path / "log.jsonl", rows), assembly=ALL)
-    assert user.user_id == "7"
+    (user,) = read_users(write(tmp_path / "log.jsonl", rows), assembly=ALL)
     assert [(turn.preferred, turn.response) for turn in user.stream] == [
         ("ideal", None),
         ("wanted", "given"),
         ("ideal", None),
+        ("wanted", None),
     ]
+
+
+def test_a_file_may_say_what_is_held_out(tmp_path: Path) -> None:
+    asked = ["When does the train leave?", "What is my cat called?", "Who mended the roof?"]
+    rows: list[object] = [
+        {
+            "user_id": "u",
+            "question": question,
+            "preferred": "So.",
+            "part": "heldout" if question == asked[1] else "stream",
+        }
+        for question in asked
+    ]
+    (user,) = read_users(write(tmp_path / "log.jsonl", rows), assembly=ALL)
+    assert texts(user) == ([asked[0], asked[2]], [asked[1]])
+    near_copy = {"user_id": "u", "question": "who mended the roof", "preferred": "He.", "part": "heldout"}
+    (user,) = read_users(write(tmp_path / "log.jsonl", [*rows, near_copy]), assembly=ALL)
+    assert texts(user)[1] == [asked[1]]
 
 
 def test_the_split_of_a_row_depends_on_nothing_else_in_the_file(tmp_path: Path) -> None:
     rows = log_rows()
-    whole = read_jsonl(write(tmp_path / "whole.jsonl", rows))
-    part = read_jsonl(write(tmp_path / "part.jsonl", rows[200:][::-1]))
+    whole = read_users(write(tmp_path / "whole.jsonl", rows))
+    part = read_users(write(tmp_path / "part.jsonl", rows[200:][::-1]))
     held = {user.user_id: set(texts(user)[1]) for user in whole}
     for user in part:
         assert set(texts(user)[1]) <= held[user.user_id]
@@ -99,11 +120,13 @@ def test_no_held_out_question_is_a_copy_of_a_streamed_one(rows: list[tuple[str, 
         for index, (user, question) in enumerate(rows)
     ]
     for user in assemble(exchanges, Assembly(heldout_share=share, min_turns=0)):
+        known = KnownTexts(texts(user)[0])
         streamed, held = (list(map(normalized, side)) for side in texts(user))
-        assert set(streamed).isdisjoint(held)
+        assert not any(map(known.give_away, texts(user)[1]))
         assert len(set(held)) == len(held)
-        asked = [normalized(question) for owner, question in rows if owner == user.user_id]
-        assert {*streamed, *held} == set(asked)
+        asked = {normalized(question) for owner, question in rows if owner == user.user_id}
+        assert {*streamed, *held} <= asked
+        assert all(map(known.give_away, asked.difference(held)))
         # The last answer to a question held out twice is the one that counts.
         newest = {normalized(question): str(i) for i, (owner, question) in enumerate(rows) if owner == user.user_id}
         assert all(example.response == newest[normalized(example.question)] for example in user.heldout)
@@ -112,23 +135,41 @@ def test_no_held_out_question_is_a_copy_of_a_streamed_one(rows: list[tuple[str, 
 def test_text_of_any_script_survives(tmp_path: Path) -> None:
     written = ["🙂👩‍👩‍👧", "שלום, מה שלומך?", "我明天几点上班？", "naïve Ωμέγα", "line\u2028separator"]
     rows: list[object] = [{"user_id": "u", "question": text, "response": text} for text in written]
-    (user,) = read_jsonl(write(tmp_path / "log.jsonl", rows), assembly=ALL)
+    (user,) = read_users(write(tmp_path / "log.jsonl", rows), assembly=ALL)
     assert texts(user)[0] == written
 
 
 def test_what_no_encoding_can_write_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"user_id": "u", "question": "half \\ud83d pair", "response": "fine"}\n')
-    (user,) = read_jsonl(path, assembly=ALL)
+    (user,) = read_users(path, assembly=ALL)
     assert user.stream[0].question == "half \ufffd pair"
     user.stream[0].question.encode()
 
 
-def test_a_huge_text_is_cut_at_the_limit(tmp_path: Path) -> None:
-    rows: list[object] = [{"user_id": "u", "question": "é" * 1_000_000, "response": "word " * 200_000}]
-    (user,) = read_jsonl(write(tmp_path / "log.jsonl", rows), assembly=ALL)
-    assert len(user.stream[0].question) == MAX_TEXT_CHARACTERS
-    assert len(user.stream[0].preferred) <= MAX_TEXT_CHARACTERS
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "é" * 1_000_000, "xж" * 4_200, "我" * 4_200, "word " * 200_000])
+def test_a_long_text_is_cut_to_what_a_device_takes_as_an_ideal_answer(tmp_path: Path, text: str) -> None:
+    rows: list[object] = [{"user_id": "u", "question": text, "response": text}]
+    (user,) = read_users(write(tmp_path / "log.jsonl", rows), assembly=ALL)
+    (turn,) = user.stream
+    assert text.startswith(turn.preferred)
+    assert LONGEST_IDEAL_BYTES - 4 < len(turn.preferred.encode()) <= LONGEST_IDEAL_BYTES
+    assert turn.question == turn.preferred
+    judge(Dialogue(question=turn.question, response="r"), Verdict.IDEAL, turn.preferred)
+
+
+def test_a_line_that_would_fill_the_memory_is_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    good = '{"user_id": "u", "question": "q", "response": "r"}\n'
+    huge = json.dumps({"user_id": "u", "question": "q", "response": "r" * 3 * MAX_LINE_BYTES}) + "\n"
+    fitting = good.rstrip() + " " * (MAX_LINE_BYTES - len(good)) + "\n"
+    path.write_text(good + huge + fitting + good + huge.rstrip())
+    with pytest.raises(
+        InputError, match=rf"2 malformed lines of 5: line 2: the line must have at most {MAX_LINE_BYTES} b"
+    ):
+        read_users(path)
+    (user,) = read_users(path, assembly=ALL, skip_malformed=True)
+    assert len(user.stream) == 3
 
 
 def test_bad_lines_are_named_by_number_field_and_rule(tmp_path: Path) -> None:
@@ -145,7 +186,7 @@ def test_bad_lines_are_named_by_number_field_and_rule(tmp_path: Path) -> None:
         b'{"user_id": true, "question": "q", "response": "r"}\n' + b"[" * 100_000 + b"\n"
     )
     with pytest.raises(InputError) as caught:
-        read_jsonl(path)
+        read_users(path)
     message = str(caught.value)
     assert "8 malformed lines of 9" in message
     assert "line 3: field question must have a visible character" in message
@@ -161,7 +202,7 @@ def test_bad_lines_are_named_by_number_field_and_rule(tmp_path: Path) -> None:
 def test_malformed_lines_are_counted_when_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"user_id": "u", "question": "q", "response": "r"}\nnot json\n{}\n')
-    (user,) = read_jsonl(path, assembly=ALL, skip_malformed=True)
+    (user,) = read_users(path, assembly=ALL, skip_malformed=True)
     assert len(user.stream) == 1
     assert "2 malformed lines of 3" in caplog.text
 
@@ -172,31 +213,81 @@ def test_a_file_without_anything_to_read_is_refused(tmp_path: Path, content: str
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=r"log\.jsonl"):
-        read_jsonl(path, skip_malformed=True)
+        read_users(path, skip_malformed=True)
 
 
-@pytest.mark.parametrize("name", ["../../etc", "anna@example.org", "a/b", "-x", "李", "x" * 65, ".", "a.b"])
-def test_a_name_unfit_for_a_file_gets_a_stand_in(tmp_path: Path, name: str) -> None:
-    row: list[object] = [{"user_id": name, "question": "q", "response": "r"}]
-    (user,) = read_jsonl(write(tmp_path / "log.jsonl", row), assembly=ALL)
-    assert user.user_id.startswith("user-")
-    assert name not in user.user_id
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user_id": "annacanary", "question": "q", "response": "r"},
+        {"user_id": "anna@canary.example", "question": "q", "response": "r", "category": "of CANARY"},
+        {"user_id": 1234567, "question": "q", "response": "r", "kind": ["canary"]},
+        {"question": "q", "response": "r", "category": "My name is Canary."},
+        {"question": "q", "response": "r", "subset": ["canary", "canary bird"]},
+        {"user_id": "canary", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]},
+        {"services": ["Canary_1"], "turns": ["q", "r"]},
+        {"emotion": "canary", "turns": ["q", "r"]},
+        {
+            "persona1": ["I am Canary."],
+            "persona2": ["Canary."],
+            "turns": [{"user": 1, "text": "q"}, {"user": 2, "text": "r"}],
+        },
+    ],
+)
+def test_what_reports_show_of_a_user_holds_no_text_of_the_file(tmp_path: Path, fields: dict[str, object]) -> None:
+    for user in read_users(write(tmp_path / "log.jsonl", [fields]), assembly=ALL, split="all"):
+        assert re.fullmatch(r"(user|persona)-[0-9a-f]{12,16}", user.user_id)
+        assert {turn.kind for turn in user.stream} <= {"row", "dialogue", "persona"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({}, "row"), ({"kind": "near-duplicate"}, "near-duplicate"), ({"category": "Open_QA"}, "open_qa"),
+        ({"kind": "view", "category": "open_qa"}, "view"), ({"kind": "x" * 33}, "row"), ({"kind": "é"}, "row"),
+    ],
+)  # fmt: skip
+def test_a_kind_is_a_short_code(tmp_path: Path, fields: dict[str, object], kind: str) -> None:
+    row: list[object] = [{"user_id": "u", "question": "q", "response": "r", **fields}]
+    (user,) = read_users(write(tmp_path / "log.jsonl", row), assembly=ALL)
+    assert user.stream[0].kind == kind
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": "q", "response": "r", "category": "half \\ud83d pair"},
+        {"question": "q", "response": "r", "user_id": "half \\ud83d pair"},
+        {"services": ["\\udc00"], "turns": ["q", "r"]},
+        {"emotion": "\\udc00", "turns": ["q", "r"]},
+        {
+            "persona1": ["\\ud83d"],
+            "persona2": ["\\udc00", "x"],
+            "turns": [{"user": 1, "text": "q"}, {"user": 2, "text": "r"}],
+        },
+    ],
+)
+def test_no_field_lets_half_a_surrogate_pair_through(tmp_path: Path, fields: dict[str, object]) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(fields).replace("\\\\u", "\\u") + "\n")
+    assert read_users(path, split="all", assembly=ALL)
 
 
 def test_users_can_be_limited_and_are_drawn_by_the_seed(tmp_path: Path) -> None:
     path = write(tmp_path / "log.jsonl", log_rows(users=20, turns=5))
-    drawn = [[u.user_id for u in read_jsonl(path, assembly=Assembly(max_users=6, seed=seed))] for seed in range(3)]
-    assert all(len(names) == 6 and names == sorted(names, key=lambda name: int(name[4:])) for names in drawn)
+    drawn = [[u.user_id for u in read_users(path, assembly=Assembly(max_users=6, seed=seed))] for seed in range(3)]
+    everyone = [user.user_id for user in read_users(path)]
+    assert all(len(names) == 6 and names == sorted(names, key=everyone.index) for names in drawn)
     assert drawn[0] != drawn[1]
-    assert drawn[0] == [u.user_id for u in read_jsonl(path, assembly=Assembly(max_users=6, seed=0))]
+    assert drawn[0] == [u.user_id for u in read_users(path, assembly=Assembly(max_users=6, seed=0))]
 
 
 def test_users_with_too_little_are_left_out(tmp_path: Path) -> None:
     rows = [*log_rows(users=1, turns=50), {"user_id": "rare", "question": "q", "response": "r"}]
     path = write(tmp_path / "log.jsonl", rows)
-    assert [user.user_id for user in read_jsonl(path, assembly=Assembly(min_turns=10, min_heldout=1))] == ["anna0"]
+    assert len(read_users(path, assembly=Assembly(min_turns=10, min_heldout=1))) == 1
     with pytest.raises(InputError, match="min_turns"):
-        read_jsonl(path, assembly=Assembly(min_turns=100))
+        read_users(path, assembly=Assembly(min_turns=100))
 
 
 @pytest.mark.parametrize(("name", "value"), [("heldout_share", 1.0), ("heldout_share", -0.1), ("max_users", 0)])
@@ -266,7 +357,7 @@ def test_only_evaluated_users_are_read_unless_asked(tmp_path: Path) -> None:
     assert set(sides.values()) == {"train", "evaluate"}
     by_side = {side: read_users(path, split=side, assembly=ALL) for side in ("train", "evaluate", "all")}
     assert len(by_side["evaluate"]) == list(sides.values()).count("evaluate")
-    assert by_side["evaluate"] == read_dialogues(path, assembly=ALL)
+    assert by_side["evaluate"] == read_users(path, assembly=ALL)
     train, evaluate = ({user.user_id for user in by_side[side]} for side in ("train", "evaluate"))
     assert train.isdisjoint(evaluate)
     assert train | evaluate == {user.user_id for user in by_side["all"]}
@@ -305,7 +396,7 @@ def test_roles_and_services(tmp_path: Path) -> None:
         for index in range(4)
     ]
     users = read_users(write(tmp_path / "t.jsonl", rows), assembly=ALL)
-    assert [user.user_id for user in users] == ["Hotels_2", "Buses_1"]
+    assert len(users) == 2
     assert [(turn.question, turn.preferred) for turn in users[0].stream] == [
         ("I want 0.", "Here is 0."), ("Thanks.", "Bye 0."), ("I want 2.", "Here is 2."), ("Thanks.", "Bye 2."),
     ]  # fmt: skip
@@ -345,20 +436,43 @@ def test_turns_may_be_plain_texts_owned_by_an_emotion(tmp_path: Path) -> None:
     users = read_users(write(tmp_path / "t.jsonl", rows), assembly=ALL)
     # The empty turn is passed over; the texts before and after it are of one speaker, the asking one.
     assert [(turn.question, turn.preferred) for turn in users[0].stream] == [("I won!", "Great!")]
-    assert [user.user_id for user in users] == ["proud", "afraid"]
+    assert len(users) == 2
+
+
+def test_a_dialogue_belongs_to_the_user_it_names(tmp_path: Path) -> None:
+    rows: list[object] = [
+        {"user_id": f"u{index % 2}", "services": ["Banks_1"], "turns": [f"Pay {index}.", "Done."]} for index in range(6)
+    ]
+    rows += [{"user_id": "u1", "question": "Pay 7.", "response": "Done."}]
+    users = read_users(write(tmp_path / "t.jsonl", rows), assembly=ALL)
+    assert [texts(user)[0] for user in users] == [
+        ["Pay 0.", "Pay 2.", "Pay 4."],
+        ["Pay 1.", "Pay 3.", "Pay 5.", "Pay 7."],
+    ]
+
+
+def test_chats_of_messages_are_dialogues_without_what_the_system_says(tmp_path: Path) -> None:
+    chat = [("system", "Be kind."), ("user", "Tea?"), ("assistant", "Green."), ("user", "Why?"), ("assistant", "So.")]
+    messages = [{"role": role, "content": text} for role, text in chat]
+    rows: list[object] = [{"messages": messages, "user_id": "u"}, {"messages": messages}]
+    users = read_users(write(tmp_path / "t.jsonl", rows), assembly=ALL)
+    assert len(users) == 2
+    for user in users:
+        assert [(turn.question, turn.preferred) for turn in user.stream] == [("Tea?", "Green."), ("Why?", "So.")]
 
 
 @pytest.mark.parametrize(
-    ("extra", "owners"),
+    "categories",
     [
-        ({"category": "open_qa"}, {"open_qa"}),
-        ({"domain": "outlook", "topic": "x"}, {"outlook"}),
-        ({"subset": ["claude45"]}, {"claude45"}),
+        [{"category": "open_qa"}, {"category": "closed_qa"}],
+        [{"domain": "outlook", "topic": "x"}, {"domain": "exams", "topic": "x"}],
+        [{"subset": ["claude45"]}, {"subset": ["claude45", "random"]}],
     ],
 )
-def test_categories_are_pseudo_users(tmp_path: Path, extra: dict[str, object], owners: set[str]) -> None:
-    rows: list[object] = [{"question": f"Q {index}", "response": "R", **extra} for index in range(5)]
-    assert {user.user_id for user in read_users(write(tmp_path / "q.jsonl", rows), assembly=ALL)} == owners
+def test_categories_are_pseudo_users(tmp_path: Path, categories: list[dict[str, object]]) -> None:
+    rows: list[object] = [{"question": f"Q {index}", "response": "R", **categories[index % 2]} for index in range(6)]
+    users = read_users(write(tmp_path / "q.jsonl", rows), assembly=ALL)
+    assert [texts(user)[0] for user in users] == [["Q 0", "Q 2", "Q 4"], ["Q 1", "Q 3", "Q 5"]]
 
 
 def test_questions_without_a_category_are_shared_out(tmp_path: Path) -> None:
@@ -376,6 +490,11 @@ def test_questions_without_a_category_are_shared_out(tmp_path: Path) -> None:
         ({"turns": [{"text": "x"}]}, "one of role, speaker, user"),
         ({"persona1": "me", "persona2": [], "turns": []}, "field persona1 must be a list of texts"),
         ({"question": "q"}, "field response is missing"),
+        ({"question": "q", "preferred": "p", "part": "held-out"}, "field part must be stream or heldout"),
+        ({"question": "q", "preferred": "p", "response": 3}, "field response must be a text, got int"),
+        ({"messages": {}}, "field messages must be a list, got dict"),
+        ({"messages": [{"role": "user"}]}, "turn 0 must be a text, or have a text or content"),
+        ({"turns": ["q", "r"], "user_id": None}, "field user_id must be a text, got NoneType"),
     ],
 )
 def test_unknown_shapes_are_refused_with_the_rule(tmp_path: Path, row: dict[str, object], rule: str) -> None:
@@ -430,9 +549,9 @@ def test_real_personas() -> None:
     assert len(users["train"]) + len(users["evaluate"]) == 541
     assert 220 <= len(users["evaluate"]) <= 320
     for user in users["evaluate"]:
-        streamed = {normalized(text) for turn in user.stream for text in (turn.question, turn.preferred)}
-        held = {normalized(text) for example in user.heldout for text in (example.question, example.response)}
-        assert not streamed & held
+        known = KnownTexts(text for turn in user.stream for text in (turn.question, turn.preferred))
+        held = (text for example in user.heldout for text in (example.question, example.response))
+        assert not any(map(known.give_away, held))
 
 
 @needs_corpora
