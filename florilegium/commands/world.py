@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.durable import storage_errors
 from florilegium.commands.output import console
+
+if TYPE_CHECKING:
+    from simulation.users import UserData
 
 __all__ = ["world"]
 
@@ -25,17 +30,17 @@ def world(
     """
     from simulation.world import WorldConfig, generate_users
 
-    with file.open("w", encoding="utf-8") as out:
-        for user in generate_users(seed, users, WorldConfig(turns=turns)):
-            for turn in user.stream:
-                row = {"part": "stream", "question": turn.question, "preferred": turn.preferred, "kind": turn.kind}
-                out.write(json.dumps({"user_id": user.user_id, **row}, ensure_ascii=False) + "\n")
-            for example in user.heldout:
-                row = {
-                    "part": "heldout",
-                    "question": example.question,
-                    "preferred": example.response,
-                    "kind": user.heldout_kinds[example.example_id],
-                }
+    drawn = generate_users(seed, users, WorldConfig(turns=turns))
+    with storage_errors(file), file.open("w", encoding="utf-8") as out:
+        for user in drawn:
+            for row in _rows(user):
                 out.write(json.dumps({"user_id": user.user_id, **row}, ensure_ascii=False) + "\n")
     console.print(f"{users} users written to {file}")
+
+
+def _rows(user: UserData) -> Iterator[dict[str, str]]:
+    for turn in user.stream:
+        yield {"part": "stream", "question": turn.question, "preferred": turn.preferred, "kind": turn.kind}
+    for example in user.heldout:
+        kind = user.heldout_kinds[example.example_id]
+        yield {"part": "heldout", "question": example.question, "preferred": example.response, "kind": kind}

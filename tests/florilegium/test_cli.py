@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from florilegium import cli
 from florilegium.errors import InputError
+from simulation.readers import read_users
+from simulation.world import WorldConfig, generate_users
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["bins=8", "holdout_share=0.3", 'synthesizer="none"', "max_new_tokens=4", "round_every=1000"]
@@ -232,8 +234,24 @@ def test_world_writes_a_file_that_compare_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "users.jsonl"
-    code, _, err = invoke(capsys, monkeypatch, "world", str(file), "--users", "2", "--turns", "30")
+    code, _, err = invoke(capsys, monkeypatch, "world", str(file), "--users", "3", "--turns", "90", "--seed", "5")
     assert code == 0, err
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert {row["user_id"] for row in rows} == {rows[0]["user_id"], rows[-1]["user_id"]}
-    assert sum(row["part"] == "stream" for row in rows) == 60
+    made = generate_users(5, 3, WorldConfig(turns=90))
+    for read, user in zip(read_users(file), made, strict=True):
+        assert [(turn.question, turn.preferred, turn.kind) for turn in read.stream] == [
+            (turn.question, turn.preferred, turn.kind) for turn in user.stream
+        ]
+        assert [(example.question, example.response) for example in read.heldout] == [
+            (example.question, example.response) for example in user.heldout
+        ]
+        assert list(read.heldout_kinds.values()) == list(user.heldout_kinds.values())
+        assert all(turn.response is None for turn in read.stream)
+
+
+def test_world_says_in_one_line_that_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = invoke(capsys, monkeypatch, "world", str(tmp_path / "nodir" / "x.jsonl"), "--turns", "5")
+    assert code == 5
+    assert "x.jsonl cannot be written: No such file or directory" in " ".join(err.split())
+    assert "Traceback" not in err
