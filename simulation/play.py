@@ -74,6 +74,7 @@ class _Stage:
 
     def __init__(self, task: Task, model: AdaptedModel) -> None:
         self.draw, self.user, self.config, self.model = task.seed, task.user, task.config, model
+        self.work = task.work
         self._seeds = (task.config.seed, task.seed, task.user.user_id)
         self.dialogues, self.embeddings = _answer(task, model.base)
         self._syntheses: dict[tuple[str, Example], Synthesis] = {}
@@ -193,7 +194,7 @@ def _answer(task: Task, base: BaseModel) -> tuple[dict[str, Dialogue], dict[str,
 def _play_arm(stage: _Stage, arm: Arm) -> list[RoundRecord]:
     settings, turns = stage.config, len(stage.user.stream)
     with (
-        tempfile.TemporaryDirectory(prefix="florilegium-") as folder,
+        tempfile.TemporaryDirectory(prefix="florilegium-", dir=stage.work) as folder,
         PrivateBuffer(
             Path(folder) / "buffer.sqlite",
             bins=settings.bins,
