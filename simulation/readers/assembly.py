@@ -117,7 +117,8 @@ def _novel(held: Iterable[Exchange], stream: Iterable[Exchange]) -> list[Exchang
 
 
 def _make_user(user: str, exchanges: Sequence[Exchange], share: float) -> UserData:
-    stream, held = [], []
+    stream: list[Exchange] = []
+    held: list[Exchange] = []
     for exchange in exchanges:
         (held if _is_held_out(exchange, share) else stream).append(exchange)
     turns = tuple(

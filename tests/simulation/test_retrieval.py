@@ -26,7 +26,7 @@ def test_a_rare_shared_word_counts_more_than_a_common_one(
     shared_tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All vectors alike leaves the words to decide. Unweighted, each would share one of four, and the first be nearest.
-    alike = Embedding(vector=np.ones(4, np.float32) / 2, eoe_histogram=0.0, eoe_energy=0.0)
+    alike = Embedding(vector=np.full(4, 0.5, np.float32), eoe_histogram=0.0, eoe_energy=0.0)
     monkeypatch.setattr(BaseModel, "embed", lambda _, dialogues: [alike] * len(dialogues))
     pool = _pool("So it is called.", "Here it is called.", "Now it is Vorwick.")
     (shots,) = retrieve(shared_tiny_model, pool, ["Vorwick called"], count=3)
