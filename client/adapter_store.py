@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from client.durable import make_directory, replace_file, storage_errors, sync_directory, write_new_file
+from client.durable import (
+    make_directory,
+    remove_drafts,
+    replace_file,
+    storage_errors,
+    sync_directory,
+    write_new_file,
+)
 from florilegium.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -48,18 +55,19 @@ class AdapterStore:
 
     Args:
         directory: made, for the owner only, if it is not there; leftovers of a killed process are removed.
+        read_only: look while another process may be writing; the folder is left as it is.
 
     Raises:
         StorageError: the folder cannot be used.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self.directory = Path(directory)
         self._versions = self.directory / "versions"
-        with storage_errors(self.directory):
-            make_directory(self._versions)
-            for leftover in [*self._versions.glob(".*"), *self.directory.glob(".*.new")]:
-                _remove(leftover)
+        if not read_only:
+            with storage_errors(self.directory):
+                make_directory(self._versions)
+                self._sweep()
         self._history = self._read_history()
 
     @property
@@ -67,9 +75,14 @@ class AdapterStore:
         """The promoted version; None stands for the bare base."""
         return self._history[-1] if self._history else None
 
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all saved versions, oldest first."""
+        return sorted(int(path.name) for path in self._versions.glob("[0-9]*") if path.name.isdigit())
+
     def versions(self) -> list[Version]:
         """Return all saved versions, oldest first."""
-        return [self.version(number) for number in self._numbers()]
+        return [self.version(number) for number in self.numbers]
 
     def version(self, number: int) -> Version:
         """Return one saved version.
@@ -79,7 +92,7 @@ class AdapterStore:
         """
         path = self._path(number)
         if not path.is_dir():
-            raise StorageError(f"{self.directory} holds no adapter version {number}", f"it holds {self._numbers()}")
+            raise StorageError(f"{self.directory} holds no adapter version {number}", f"it holds {self.numbers}")
         slots = tuple(sorted(folder.name for folder in path.iterdir() if folder.is_dir()))
         return Version(number=number, path=path, slots=slots, metrics=_read_json(path / "metrics.json"))
 
@@ -91,7 +104,7 @@ class AdapterStore:
         Raises:
             StorageError: the disk is full or refuses; the present version is as before.
         """
-        number = max([0, *self._numbers(), *self._history]) + 1
+        number = max([0, *self.numbers, *self._history]) + 1
         draft = self._versions / f".{number:04d}"
         with storage_errors(self._path(number)):
             try:
@@ -122,6 +135,10 @@ class AdapterStore:
         self._write_history(self._history[:-1])
         return self.current
 
+    def retire(self) -> None:
+        """Put the bare base in use; no roll-back leads to the versions of before."""
+        self._write_history([])
+
     def load(self, model: AdaptedModel, number: int | None = None) -> int | None:
         """Copy a version (the present one by default) into the model's slots and return its number.
 
@@ -147,21 +164,32 @@ class AdapterStore:
         """
         if keep < 1:
             raise ConfigError(f"keep must be >= 1, got {keep}", "keep at least one version")
-        doomed = [number for number in self._numbers()[:-keep] if number != self.current]
+        doomed = [number for number in self.numbers[:-keep] if number != self.current]
+        self._delete(doomed)
+        return doomed
+
+    def clear(self) -> None:
+        """Delete all versions; the bare base is in use."""
+        self._delete(self.numbers)
+
+    def _delete(self, doomed: Collection[int]) -> None:
         with storage_errors(self.directory):
+            self._sweep()
             if set(doomed) & set(self._history):  # first, so that no roll-back can meet a version half deleted
                 self._write_history([number for number in self._history if number not in doomed])
             for number in doomed:
                 trash = self._path(number).rename(self._versions / f".{number:04d}.deleted")
                 _remove(trash)
             sync_directory(self._versions)
-        return doomed
+
+    def _sweep(self) -> None:
+        """Remove what a killed or failed call left."""
+        for leftover in self._versions.glob(".*"):
+            _remove(leftover)
+        remove_drafts(self.directory)
 
     def _path(self, number: int) -> Path:
         return self._versions / f"{number:04d}"
-
-    def _numbers(self) -> list[int]:
-        return sorted(int(path.name) for path in self._versions.iterdir() if path.name.isdigit())
 
     def _read_history(self) -> list[int]:
         pointer = self.directory / "current.json"

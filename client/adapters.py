@@ -10,6 +10,7 @@ nothing and is skipped, and activating a slot never makes it trainable; only `tr
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from client.adapter_store import AdapterStore, Version
-from client.dialogue import Dialogue
+from client.dialogue import Dialogue, derive_id
 from florilegium.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = ["PERSONAL", "SHARED", "AdaptedModel", "AdapterConfig", "AdapterStore"
 
 SHARED = "shared"
 PERSONAL = "personal"
+SAMPLED_VALUES = 64  # of each tensor of the base, to know it by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +88,13 @@ class AdaptedModel:
         slots: the slots' names; all of them are active in `generate` and the like unless `active` says otherwise.
         seed: where the first A factors come from.
 
+    Attributes:
+        base: as given.
+        base_fingerprint: names the base by its weights, whatever floating type they are held in.
+
     Raises:
         ConfigError: a config is missing, or names modules or layers that the base does not have, or the base has
-            adapters already.
+            adapters already. The base is then as it was.
     """
 
     def __init__(
@@ -104,12 +110,23 @@ class AdaptedModel:
         self._trained: str | None = None
         config = config or AdapterConfig()
         configs = {slot: config if isinstance(config, AdapterConfig) else _config_of(slot, config) for slot in slots}
-        self._tuner = _inject(base.module, {slot: _peft_config(base.module, item) for slot, item in configs.items()})
-        self._layers = [layer for layer in base.module.modules() if isinstance(layer, BaseTunerLayer)]
-        self._slots = {slot: _flatten(self._tuner, slot, item) for slot, item in configs.items()}
-        for slot in slots:
-            self.reset(slot, seed)
-        self._apply()
+        if any(isinstance(part, BaseTunerLayer) for part in base.module.modules()):
+            raise ConfigError(
+                "the base model has adapters already",
+                "close the device or detach the AdaptedModel that uses it, or take a copy.deepcopy of it before",
+            )
+        self.base_fingerprint = _fingerprint(base.module)
+        try:
+            peft_configs = {slot: _peft_config(base.module, item) for slot, item in configs.items()}
+            self._tuner = _inject(base.module, peft_configs)
+            self._layers = [layer for layer in base.module.modules() if isinstance(layer, BaseTunerLayer)]
+            self._slots = {slot: _flatten(self._tuner, slot, item) for slot, item in configs.items()}
+            for slot in slots:
+                self.reset(slot, seed)
+            self._apply()
+        except BaseException:
+            _strip(base.module)
+            raise
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -124,6 +141,10 @@ class AdaptedModel:
     def config(self, slot: str) -> AdapterConfig:
         """Return the shape of `slot`."""
         return self._slot(slot).config
+
+    def fingerprint(self, slot: str) -> str:
+        """Name the base and the shape of `slot`: a state made where this is the same means the same here."""
+        return derive_id("adapter", self.base_fingerprint, repr(replace(self.config(slot), dropout=0.0)))
 
     def peft_config(self, slot: str) -> LoraConfig:
         """Return PEFT's configuration of `slot`, as `PeftModel.from_pretrained` reads it."""
@@ -303,9 +324,27 @@ def _target_names(module: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear if any(word.isdigit() for word in name.split("."))})
 
 
+@torch.no_grad()
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.named_parameters():
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLED_VALUES)].bfloat16().float()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _strip(module: nn.Module) -> None:
+    """Take out whatever adapter layers there are, where there is no whole tuner that could."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, part.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+
+
 def _inject(module: nn.Module, configs: Mapping[str, LoraConfig]) -> LoraModel:
-    if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
-        raise ConfigError("the base model has adapters already", "share that AdaptedModel, or detach it first")
     tuner: LoraModel | None = None
     try:
         with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator; `reset` replaces the draws
@@ -316,8 +355,6 @@ def _inject(module: nn.Module, configs: Mapping[str, LoraConfig]) -> LoraModel:
                     tuner.peft_config[slot] = config
                     tuner.inject_adapter(module, slot)
     except ValueError as error:
-        if tuner is not None:
-            tuner.unload()
         raise ConfigError(f"the adapter does not fit the base: {error}", "name modules that the base has") from None
     if tuner is None:
         raise ConfigError("slots is empty", "name at least one slot")

@@ -13,9 +13,10 @@ thousand pages, and at closing); `forget` clears both before it returns.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -26,12 +27,13 @@ import numpy as np
 
 from client import buffer_tables as tables
 from client.buffer_tables import BufferedDialogue, DayCounts, LoggedDecision, Part
-from client.dialogue import Annotation, Dialogue, Example, Verdict, derive_seed
+from client.dialogue import Annotation, Dialogue, Example, Verdict, derive_seed, shown_id
 from client.selection.held import Held
 from client.selection.lexicons import Lexicons, load_lexicons
 from client.selection.policies import make_policy
 from client.selection.policy import Action, Decision, Policy, Scored
 from client.selection.scoring import EOE_READINGS, Embedded, EoeReading, pack_vector, place, score
+from client.selection.words import split_words
 from client.storage import Database
 from florilegium.errors import ConfigError, InputError, StorageError
 
@@ -41,7 +43,10 @@ DECISION_ROWS: Final = 10_000  # older decisions are forgotten, except those on 
 PRUNE_EVERY: Final = 256  # arrivals
 QUEUE_ROWS: Final = 1_024  # newcomers that can wait for the end of one round
 
+_log = logging.getLogger(__name__)
+
 # The buffer's own values; a caller's are stored under "user:…" and cannot clash with them.
+_EMBEDDED_BY: Final = "embedded by"
 _LEXICONS: Final = "lexicons"
 _SCRUB: Final = "scrub"
 
@@ -126,18 +131,21 @@ class PrivateBuffer:
 
     Args:
         path: the SQLite file, created if missing (mode 0600; new folders 0700).
-        bins: how many dialogues are held for training.
+        bins: how many dialogues are held for training. Where more are, since there were more bins once, the oldest that
+            nobody answered about are let go.
         bin_bytes: what one bin can hold: UTF-8 text, two bytes per number of the embedding, domain tag.
         policy: the name of a selection policy, or one.
-        holdout_share: the share of arrivals, chosen by a keyed hash of the identifier, that is held out.
-        holdout_bins: how many of those are held; the ones with the smallest hashes, a uniform sample.
-        seed: of the policy's draws and of the hash.
+        holdout_share: the share of questions, chosen by a keyed hash of their words, whose arrivals are held out: a
+            question that is asked again comes to the same side.
+        holdout_bins: how many of those arrivals are held; the ones whose identifiers have the smallest hashes, a
+            uniform sample.
+        seed: of the policy's draws and of the hashes.
         eoe: which reading of entropy of embedding to select by.
         lexicons: word lists of the domains; the ones that ship by default.
         read_only: look while another process may be writing.
 
     Raises:
-        ConfigError: a setting is out of range, or `bins` is less than what is held already.
+        ConfigError: a setting is out of range.
         StorageError: the file is in use, damaged, too new, or cannot be read or written.
     """
 
@@ -239,13 +247,17 @@ class PrivateBuffer:
                 self._freezes -= 1
                 self._drain()
 
-    def forget(self, dialogue_id: str) -> bool:
-        """Delete a dialogue and all that came of it: children, annotation, embedding, links in the decision log.
+    def forget(self, *dialogue_ids: str, meta: Mapping[str, str | None] | None = None) -> bool:
+        """Delete dialogues and all that came of them: children, annotation, embedding, links in the decision log.
 
         On return no copy is left in the file or its log. If the process dies on the way, the next opening ends it.
 
+        Args:
+            dialogue_ids: which.
+            meta: a caller's values to store in the same transaction, if anything is deleted.
+
         Returns:
-            Whether anything was known of the dialogue.
+            Whether anything was known of them.
 
         Raises:
             StorageError: the dialogue is deleted, but the disk is too full to rewrite the file or a reader holds it;
@@ -254,14 +266,40 @@ class PrivateBuffer:
         with self._guard:
             self._mirror = None
             with self._database.transaction() as sql:
-                held = tables.delete_dialogue(sql, dialogue_id)
-                if held is not None:
-                    tables.fill_gap(sql, *held)
-                known = tables.forget_decisions(sql, dialogue_id) or held is not None
-                if known:
+                known = [_delete(sql, each) | tables.forget_decisions(sql, each) for each in dialogue_ids]
+                if any(known):
                     tables.put_value(sql, _SCRUB, "1")
+                    _put_meta(sql, meta or {})
             self._scrub()
-            return known
+            return any(known)
+
+    def follow_model(self, name: str, embed: Callable[[Sequence[Dialogue]], Sequence[Embedded]]) -> bool:
+        """Embed again what another base model embedded: embeddings of two models cannot be compared.
+
+        Args:
+            name: names the base model.
+            embed: what it says of dialogues.
+
+        Returns:
+            Whether anything had to be embedded again.
+        """
+        with self._guard:
+            name = f"{name} {self._reading}"
+            with self._database.reading() as sql:
+                if tables.select_value(sql, _EMBEDDED_BY) == name:
+                    return False
+                items = _select_all(sql)
+            embeddings = embed(items) if items else []
+            self._mirror = None
+            with self._database.transaction() as sql:
+                for item, embedding in zip(items, embeddings, strict=True):
+                    scored = score(item, embedding, self._lexicons, self._reading)
+                    if scored is None:
+                        _let_go(sql, item.dialogue_id, "bad-embedding")
+                    else:
+                        tables.set_scores(sql, scored)
+                tables.put_value(sql, _EMBEDDED_BY, name)
+            return bool(items)
 
     # --- what is held ---
 
@@ -281,6 +319,28 @@ class PrivateBuffer:
         """Return what is held out, in order of arrival; it never trains."""
         with self._guard, self._database.reading() as sql:
             return tables.select_dialogues(sql, "heldout")
+
+    def identify(self, prefix: str) -> str:
+        """Return the identifier that begins with `prefix`, of all that are held or logged.
+
+        Raises:
+            InputError: there is none, or several and none is the prefix itself.
+        """
+        with self._guard, self._database.reading() as sql:
+            found = tables.select_matching(sql, prefix)
+        if prefix in found:
+            return prefix
+        if len(found) != 1:
+            name = shown_id(prefix)
+            problem = f"{len(found) or 'no'} dialogue{'s begin' if found else ' begins'} with {name}"
+            raise InputError(problem, "give more characters" if found else "it may be forgotten, or too long ago")
+        return found[0]
+
+    def decision(self, dialogue_id: str) -> Decision | None:
+        """Return what was decided about a dialogue, as far as the log remembers."""
+        with self._guard, self._database.reading() as sql:
+            logged = tables.select_decision(sql, dialogue_id)
+        return None if logged is None else logged.decision
 
     def decisions(self, dialogue_id: str | None = None, *, limit: int = 100) -> list[LoggedDecision]:
         """Return logged decisions, newest first: those in which one dialogue came or left, or all.
@@ -373,13 +433,25 @@ class PrivateBuffer:
         """
         for child in examples:
             if child.source_id != source_id or not child.is_synthesized:
-                raise InputError(f"example {child.example_id} is no child of {source_id}")
-            if _text_bytes(child.question, child.response) > self.bin_bytes:
-                raise InputError(f"example {child.example_id} is larger than a bin of {self.bin_bytes} bytes")
+                raise InputError(f"example {shown_id(child.example_id)} is no child of {shown_id(source_id)}")
+            if not self.fits(child.question, child.response):
+                raise InputError(f"example {shown_id(child.example_id)} is larger than a bin of {self.bin_bytes} bytes")
         with self._guard, self._database.transaction() as sql:
             if not tables.has_dialogue(sql, source_id):
-                raise InputError(f"no dialogue {source_id} in the buffer", "it was dropped, replaced or forgotten")
+                raise InputError(
+                    f"no dialogue {shown_id(source_id)} in the buffer", "it was dropped, replaced or forgotten"
+                )
             tables.put_children(sql, source_id, examples, drops)
+
+    def drop_children(self, meta: Mapping[str, str | None] | None = None) -> None:
+        """Delete all that was synthesized, and store a caller's values in the same transaction."""
+        with self._guard, self._database.transaction() as sql:
+            tables.delete_children(sql)
+            _put_meta(sql, meta or {})
+
+    def fits(self, *texts: str) -> bool:
+        """Return whether texts fit into one bin."""
+        return _text_bytes(*texts) <= self.bin_bytes
 
     def children(self, source_id: str) -> list[Example]:
         """Return what was synthesized from a dialogue."""
@@ -398,8 +470,12 @@ class PrivateBuffer:
 
     def set_meta(self, key: str, value: str | None) -> None:
         """Store a caller's value; None deletes it."""
+        self.update_meta({key: value})
+
+    def update_meta(self, values: Mapping[str, str | None]) -> None:
+        """Store several values of a caller, all or none; None deletes one."""
         with self._guard, self._database.transaction() as sql:
-            tables.put_value(sql, f"user:{key}", value)
+            _put_meta(sql, values)
 
     # --- life cycle ---
 
@@ -427,15 +503,9 @@ class PrivateBuffer:
         return f"PrivateBuffer({self.path.name}, {self.bins} bins)"
 
     def _recover(self) -> None:
-        """Finish what an earlier process left undone, and follow lexicons that were edited since."""
-        with self._database.reading() as sql:
-            held = len(tables.select_ids(sql, "train"))
-        if held > self.bins:
-            raise ConfigError(
-                f"bins must be >= {held}, the dialogues already held, got {self.bins}",
-                "give more bins, forget some dialogues, or use another folder",
-            )
+        """Finish what an earlier process left undone, and follow settings and lexicons that were changed since."""
         self._scrub()
+        self._follow_bins()
         self._follow_lexicons()
         self._drain()
 
@@ -448,13 +518,27 @@ class PrivateBuffer:
         with self._database.transaction() as sql:
             tables.put_value(sql, _SCRUB, None)
 
+    def _follow_bins(self) -> None:
+        """Let go what fewer bins have no room for."""
+        with self._database.reading() as sql:
+            held = tables.select_dialogues(sql, "train")
+            heldout = tables.select_ids(sql, "heldout")
+        held.sort(key=lambda item: (not item.scored.answered, -item.arrived_index))
+        heldout.sort(key=self._rank)
+        leaving = [item.dialogue.dialogue_id for item in held[self.bins :]] + heldout[self._holdout_bins :]
+        if not leaving:
+            return
+        _log.warning("%s: there are fewer bins now, so %d dialogues are let go", self.path, len(leaving))
+        with self._database.transaction() as sql:
+            for dialogue_id in leaving:
+                _let_go(sql, dialogue_id, "fewer-bins")
+
     def _follow_lexicons(self) -> None:
         fingerprint = self._lexicons.fingerprint
         with self._database.transaction() as sql:
             if tables.select_value(sql, _LEXICONS) == fingerprint:
                 return
-            parts: tuple[Part, ...] = ("train", "heldout", "queue")
-            for dialogue in [item.dialogue for part in parts for item in tables.select_dialogues(sql, part)]:
+            for dialogue in _select_all(sql):
                 tables.set_domain(sql, dialogue.dialogue_id, *place(dialogue, self._lexicons))
             tables.put_value(sql, _LEXICONS, fingerprint)
 
@@ -465,8 +549,10 @@ class PrivateBuffer:
         if self._mirror is None or self._read_only:
             with self._database.reading() as sql:
                 seen = sum(count for name, count in tables.count_outcomes(sql).items() if name.startswith("train/"))
+                scores = tables.select_scores(sql)
+                capacity = max(self.bins, len(scores))  # a reader may see more than its settings have bins for
                 self._mirror = _Mirror(
-                    held=Held.build(self.bins, tables.select_scores(sql), seen=seen),
+                    held=Held.build(capacity, scores, seen=seen),
                     heldout=tables.select_ids(sql, "heldout"),
                     queued=len(tables.select_ids(sql, "queue")),
                 )
@@ -481,7 +567,8 @@ class PrivateBuffer:
             days = [tables.select_decision(sql, item.dialogue.dialogue_id) for item in waiting]
         for item, logged in zip(waiting, days, strict=True):
             day = logged.day if logged else _today()
-            self._settle(_Arrival(item.dialogue, item.scored, day, item.arrived_index))
+            answered = item.scored.answered  # what its user corrected while it waited is not to be lost
+            self._settle(_Arrival(item.dialogue, item.scored, day, item.arrived_index, wanted=answered))
 
     def _settle(self, arrival: _Arrival) -> Decision:
         """Decide about an arrival and store the outcome, then let memory follow."""
@@ -504,9 +591,9 @@ class PrivateBuffer:
             if mirror.queued >= QUEUE_ROWS:
                 return "refused", Decision(action=Action.DROP, reason="queue-full")
             return "queue", Decision(action=Action.QUEUE, reason="frozen")
-        if self._hash(scored.dialogue_id) < self._holdout_share:
+        if self._is_held_out(arrival.dialogue.question):
             decision = self._decide_heldout(scored, mirror.heldout)
-            last = max(mirror.heldout, key=self._hash, default=None)
+            last = max(mirror.heldout, key=self._rank, default=None)
             return "heldout", _overruled(decision, last) if arrival.wanted else decision
         newcomer = replace(scored, idd=mirror.held.idd_of(scored.vector, scored.domain))
         rng = np.random.default_rng(derive_seed("selection", self._seed, scored.dialogue_id))
@@ -517,7 +604,7 @@ class PrivateBuffer:
         return "train", replace(decision, evidence=scores | dict(decision.evidence))
 
     def _score(self, dialogue: Dialogue, embedding: Embedded) -> Scored | None:
-        fits = _text_bytes(dialogue.question, dialogue.response) <= self.bin_bytes
+        fits = self.fits(dialogue.question, dialogue.response)
         return score(dialogue, embedding, self._lexicons, self._reading) if fits else None
 
     def _refusal(self, arrival: _Arrival, mirror: _Mirror) -> Decision | None:
@@ -537,17 +624,25 @@ class PrivateBuffer:
         evidence = {"bytes": float(size), "bin_bytes": float(self.bin_bytes)}
         return Decision(action=Action.DROP, reason="too-large", evidence=evidence)
 
-    def _hash(self, dialogue_id: str) -> float:
-        """Return a number in [0, 1) that depends on the identifier and the seed alone."""
-        return derive_seed("holdout", self._seed, dialogue_id) / 2.0**63
+    def _is_held_out(self, question: str) -> bool:
+        """Decide by the question's words and the seed alone: what trains must not be asked again by the gate."""
+        return self._hash("question", " ".join(split_words(question)) or question) < self._holdout_share
+
+    def _rank(self, dialogue_id: str) -> float:
+        """Return where a held-out dialogue stands, by its identifier and the seed alone; the last is the next to go."""
+        return self._hash("holdout", dialogue_id)
+
+    def _hash(self, label: str, text: str) -> float:
+        """Return a number in [0, 1) that depends on the text and the seed alone."""
+        return derive_seed(label, self._seed, text) / 2.0**63
 
     def _decide_heldout(self, scored: Scored, ids: Sequence[str]) -> Decision:
         """Hold the smallest hashes: a uniform sample of all that was ever held out, whatever its content."""
-        own = self._hash(scored.dialogue_id)
+        own = self._rank(scored.dialogue_id)
         if len(ids) < self._holdout_bins:
             return Decision(action=Action.KEEP, reason="held-out", evidence={"hash": own})
-        last = max(ids, key=self._hash)
-        evidence = {"hash": own, "largest_hash": self._hash(last)}
+        last = max(ids, key=self._rank)
+        evidence = {"hash": own, "largest_hash": self._rank(last)}
         if own >= evidence["largest_hash"]:
             return Decision(action=Action.DROP, reason="holdout-full", evidence=evidence)
         return Decision(action=Action.REPLACE, victim_id=last, reason="held-out", evidence=evidence)
@@ -574,6 +669,32 @@ class PrivateBuffer:
         if number % PRUNE_EVERY == 0:
             tables.prune_decisions(sql, number - DECISION_ROWS)
         return number
+
+
+def _select_all(sql: sqlite3.Connection) -> list[Dialogue]:
+    parts: tuple[Part, ...] = ("train", "heldout", "queue")
+    return [item.dialogue for part in parts for item in tables.select_dialogues(sql, part)]
+
+
+def _delete(sql: sqlite3.Connection, dialogue_id: str) -> bool:
+    """Delete a dialogue and close the gap it leaves; return whether it was held."""
+    held = tables.delete_dialogue(sql, dialogue_id)
+    if held is not None:
+        tables.fill_gap(sql, *held)
+    return held is not None
+
+
+def _let_go(sql: sqlite3.Connection, dialogue_id: str, reason: str) -> None:
+    """Delete a dialogue that was held, and log why."""
+    logged = tables.select_decision(sql, dialogue_id)
+    assert logged is not None, "the log keeps decisions on what is held"
+    _delete(sql, dialogue_id)
+    tables.put_decision(sql, replace(logged, part="refused", decision=Decision(action=Action.DROP, reason=reason)))
+
+
+def _put_meta(sql: sqlite3.Connection, values: Mapping[str, str | None]) -> None:
+    for key, value in values.items():
+        tables.put_value(sql, f"user:{key}", value)
 
 
 def _overruled(decision: Decision, victim_id: str | None) -> Decision:

@@ -171,6 +171,14 @@ def select_ids(sql: sqlite3.Connection, part: Part) -> list[str]:
     return [dialogue_id for (dialogue_id,) in rows]
 
 
+def select_matching(sql: sqlite3.Connection, prefix: str) -> list[str]:
+    """Return the identifiers, of dialogues that are held or logged, that begin with `prefix`."""
+    names = ("dialogue_id FROM dialogues", "dialogue_id FROM decisions", "victim_id FROM decisions")
+    union = " UNION ".join(f"SELECT {name}" for name in names)
+    query = f"SELECT dialogue_id FROM ({union}) WHERE substr(dialogue_id, 1, length(?1)) = ?1 AND dialogue_id <> ?2"
+    return [dialogue_id for (dialogue_id,) in sql.execute(query, (prefix, FORGOTTEN))]
+
+
 def has_dialogue(sql: sqlite3.Connection, dialogue_id: str) -> bool:
     """Return whether a dialogue is held in any part."""
     return sql.execute("SELECT 1 FROM dialogues WHERE dialogue_id = ?", (dialogue_id,)).fetchone() is not None
@@ -203,6 +211,12 @@ def put_dialogue(
 def set_domain(sql: sqlite3.Connection, dialogue_id: str, domain: str, dss: float) -> None:
     """Change what lexicons say of a dialogue."""
     sql.execute("UPDATE dialogues SET domain = ?, dss = ? WHERE dialogue_id = ?", (domain, dss, dialogue_id))
+
+
+def set_scores(sql: sqlite3.Connection, scored: Scored) -> None:
+    """Change what the base model says of a dialogue."""
+    row = (pack_vector(scored.vector), scored.eoe, scored.dialogue_id)
+    sql.execute("UPDATE dialogues SET vector = ?, eoe = ? WHERE dialogue_id = ?", row)
 
 
 def delete_dialogue(sql: sqlite3.Connection, dialogue_id: str) -> tuple[Part, int] | None:
@@ -374,6 +388,12 @@ def put_children(
     rows = [(child.example_id, source_id, n, child.question, child.response) for n, child in enumerate(examples)]
     sql.executemany("INSERT INTO children VALUES (?, ?, ?, ?, ?)", rows)
     sql.executemany("INSERT INTO child_drops VALUES (?, ?, ?)", [(source_id, *drop) for drop in drops.items()])
+
+
+def delete_children(sql: sqlite3.Connection) -> None:
+    """Delete all that was synthesized."""
+    sql.execute("DELETE FROM children")
+    sql.execute("DELETE FROM child_drops")
 
 
 def select_children(sql: sqlite3.Connection, source_id: str) -> list[Example]:

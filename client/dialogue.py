@@ -7,13 +7,17 @@ assertion or an exception that names one gives nothing away.
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from florilegium.errors import InputError
 
-__all__ = ["Annotation", "Dialogue", "Example", "Origin", "Verdict", "derive_id", "derive_seed"]
+__all__ = ["Annotation", "Dialogue", "Example", "Origin", "Verdict", "derive_id", "derive_seed", "shown_id"]
+
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 def derive_id(*parts: str | int) -> str:
@@ -28,6 +32,18 @@ def derive_id(*parts: str | int) -> str:
 def derive_seed(*parts: str | int) -> int:
     """Return a 63-bit seed that depends on `parts` alone, so that no draw depends on a neighbour or on an order."""
     return int(derive_id("seed", *parts)[:16], 16) >> 1
+
+
+def shown_id(text: str) -> str:
+    """Return how a message names what someone gave as an identifier: only what looks like one is repeated."""
+    return text if _IDENTIFIER.fullmatch(text) else f"of {len(text)} characters"
+
+
+def _require_id(text: str) -> None:
+    if not _IDENTIFIER.fullmatch(text):
+        raise InputError(
+            f"a dialogue_id has {len(text)} characters of any kind", "give 1 to 64 letters, digits or any of _ . : -"
+        )
 
 
 def _require_text(name: str, text: str) -> None:
@@ -50,10 +66,11 @@ class Dialogue:
     Attributes:
         question: the user's text.
         response: the model's text, as the user saw it.
-        dialogue_id: 32 hexadecimal digits; a random one when none is given.
+        dialogue_id: 1 to 64 letters (A to Z), digits or any of "_.:-", since logs and messages name it; 32 random
+            hexadecimal digits when none is given.
 
     Raises:
-        InputError: the question is empty, or a text is not valid Unicode.
+        InputError: the question is empty, a text is not valid Unicode, or the identifier may be a text.
     """
 
     question: str
@@ -63,6 +80,7 @@ class Dialogue:
     def __post_init__(self) -> None:
         _require_text("question", self.question)
         _require_unicode("response", self.response)
+        _require_id(self.dialogue_id)
 
     def __repr__(self) -> str:
         return f"Dialogue({self.dialogue_id}, {len(self.question)}+{len(self.response)} characters)"
@@ -101,6 +119,7 @@ class Annotation:
     origin: Origin = Origin.ASKED
 
     def __post_init__(self) -> None:
+        _require_id(self.dialogue_id)
         if (self.verdict is Verdict.IDEAL) != (self.ideal is not None):
             raise InputError("an ideal answer belongs to the verdict 'ideal' and to no other")
         if self.ideal is not None:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from florilegium.errors import StorageError
 
-__all__ = ["make_directory", "replace_file", "storage_errors", "sync_directory", "write_new_file"]
+__all__ = [
+    "make_directory",
+    "remove_drafts",
+    "replace_file",
+    "storage_errors",
+    "sync_directory",
+    "write_new_file",
+]
 
 
 @contextmanager
@@ -54,6 +61,16 @@ def write_new_file(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put `data` at `path` atomically: a reader, and a restart, see the old content or the new, never a mixture."""
     beside = path.with_name(f".{path.name}.new")
-    write_new_file(beside, data)
-    beside.replace(path)
+    try:
+        write_new_file(beside, data)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
+
+
+def remove_drafts(directory: Path) -> None:
+    """Remove what `replace_file` left in a folder when its process was killed."""
+    for draft in directory.glob(".*.new"):
+        draft.unlink(missing_ok=True)

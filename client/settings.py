@@ -11,6 +11,7 @@ from client.annotation import ANNOTATION_POLICIES
 from client.evaluation import Gate
 from client.finetuning import FineTuneConfig
 from client.selection.policies import POLICIES
+from client.selection.scoring import EoeReading
 from client.synthesis import DEFAULT_TEMPERATURE, SYNTHESIZERS
 from florilegium.settings import Settings, one_of
 
@@ -24,10 +25,12 @@ class DeviceSettings(Settings):
         model: "seedling", a Hub name or a local path.
         dtype: the weights' type.
         quantization: None, "int8" or "int4".
+        device: where the model is, "auto" on a GPU if there is one.
         bins: dialogues that the buffer holds for training.
         bin_kilobytes: size of one bin: text, embedding and domain tag.
         policy: how a newcomer meets a full buffer; see `client.selection.policies`.
-        holdout_share: share of arrivals that the gate keeps for itself, never trained on.
+        eoe: which reading of entropy of embedding policies look at; see `client.selection.metrics`.
+        holdout_share: share of questions that the gate keeps for itself, never trained on.
         round_every: dialogues between two learning rounds.
         annotation: which buffered dialogues are asked about first; see `client.annotation`.
         annotation_budget: asks per round (per day for "daily"); None takes the policy's own.
@@ -46,9 +49,11 @@ class DeviceSettings(Settings):
     model: str = "seedling"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["int8", "int4"] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     bins: int = Field(128, ge=1)
     bin_kilobytes: int = Field(22, ge=1)
     policy: Annotated[str, one_of(POLICIES)] = "improved"
+    eoe: EoeReading = "energy"
     holdout_share: float = Field(0.1, ge=0.0, le=0.5)
     round_every: int = Field(800, ge=1)
     annotation: Annotated[str, one_of(ANNOTATION_POLICIES)] = "all"

@@ -15,7 +15,7 @@ from client.dialogue import Annotation, Verdict
 from client.model import BaseModel
 from florilegium.errors import FlorilegiumError, InputError, StorageError
 
-SETTINGS = {"bins": 8, "holdout_share": 0.3, "synthesizer": "none", "max_new_tokens": 4}
+SETTINGS = {"bins": 24, "holdout_share": 0.3, "synthesizer": "none", "max_new_tokens": 4}
 ODD_TEXTS = {
     "emoji": "🙂🏳️‍🌈👩‍👩‍👧‍👦 wo ist mein 🔑?",
     "right-to-left": "أين مفتاحي؟ \u202eإنه على الطاولة",
@@ -101,6 +101,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, tiny_model: BaseModel) -> Non
 
 def test_a_device_of_another_model_says_so(tmp_path: Path) -> None:
     Device.create(tmp_path / "d", DeviceSettings.parse({**SETTINGS, "model": str(tmp_path / "absent")}))
-    with pytest.raises(FlorilegiumError, match="absent") as caught:
-        Device.open(tmp_path / "d")
+    with Device.open(tmp_path / "d") as device:
+        assert device.status()["seen"] == 0, "what needs no model works without"
+        with pytest.raises(FlorilegiumError, match="absent") as caught:
+            device.observe("Where is it?")
     assert "\n" not in str(caught.value)

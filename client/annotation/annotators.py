@@ -9,7 +9,7 @@ from typing import Protocol
 
 from client.annotation.answers import judge, read_edit, read_regenerate
 from client.buffer import BufferedDialogue, PrivateBuffer
-from client.dialogue import Annotation, Dialogue, Verdict
+from client.dialogue import Annotation, Dialogue, Verdict, shown_id
 from client.selection.words import split_words
 from florilegium.errors import InputError
 
@@ -125,9 +125,9 @@ class QueueAnnotator:
 
 
 def _gone(dialogue_id: str) -> InputError:
-    # An identifier may be anything someone typed: only what looks like one is repeated.
-    name = dialogue_id if len(dialogue_id) <= 32 and dialogue_id.isalnum() else f"of {len(dialogue_id)} characters"
-    return InputError(f"no dialogue {name} in the buffer", "list the pending ones; it may have been replaced since")
+    return InputError(
+        f"no dialogue {shown_id(dialogue_id)} in the buffer", "list the pending ones; it may have been replaced since"
+    )
 
 
 def _same_words(one: str, other: str) -> bool:

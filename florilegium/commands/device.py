@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from florilegium.commands.output import AsJson, console, print_json, progress_bar
-from florilegium.errors import ConfigError, InputError
+from florilegium.commands.output import AsJson, console, print_error, print_json, progress_bar
+from florilegium.errors import ConfigError, FlorilegiumError, InputError
 
 if TYPE_CHECKING:
+    from client.annotation import QueueAnnotator
+    from client.buffer import BufferedDialogue
     from client.device import Device, RoundReport
+    from client.dialogue import Dialogue
 
 __all__ = ["app"]
 
@@ -24,11 +29,23 @@ app = typer.Typer(no_args_is_help=True, help="Personalize one device's model; no
 
 Directory: TypeAlias = Annotated[Path, typer.Argument(help="The device's directory.")]
 
+_CHAT_HELP: Final = (
+    "/edit TEXT gives the answer you would have wanted in place of the last one, /again asks for another one, /learn "
+    "starts a learning round, an empty line ends"
+)
+_ADVICE: Final = {
+    "nothing-annotated": "nothing is answered yet: answer what is asked with `florilegium device annotate`, or correct "
+    "replies in a chat with /edit",
+    "no-holdout": "no held-out dialogue is answered yet, so no adapter could be judged: answer more of what is asked, "
+    "or raise holdout_share in device.toml",
+    "not-finite": "the numbers ran away: lower finetuning.learning_rate in device.toml",
+}
 
-def _open(directory: Path) -> Device:
+
+def _open(directory: Path, *, read_only: bool = False) -> Device:
     from client.device import Device
 
-    return Device.open(directory)
+    return Device.open(directory, read_only=read_only)
 
 
 @app.command()
@@ -37,19 +54,25 @@ def init(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting in TOML, such as bins=64.")
     ] = None,
+    with_lexicons: Annotated[
+        bool, typer.Option("--with-lexicons", help="Copy the lexicons that ship into the directory, for editing.")
+    ] = False,
 ) -> None:
     """Make a device's directory with its settings.
 
     Example: florilegium device init my-device --set bins=64 --set 'model="Qwen/Qwen2.5-0.5B-Instruct"'
     """
     from client.device import Device, DeviceSettings
+    from client.selection.lexicons import copy_lexicons
 
     try:
         values = tomllib.loads("\n".join(set_ or ()))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"--set is not valid TOML: {error}", "write text in quotes: policy='\"paper\"'") from None
     Device.create(directory, DeviceSettings.parse(values, source="--set"))
-    console.print(f"{directory} is ready; its settings are in {directory / 'device.toml'}")
+    if with_lexicons:
+        copy_lexicons(directory / "lexicons")
+    _print(f"{directory} is ready; its settings are in {directory / 'device.toml'}")
 
 
 @app.command()
@@ -62,25 +85,64 @@ def chat(directory: Directory) -> None:
     Example: florilegium device chat my-device
     """
     with _open(directory) as device:
-        last = None
-        while line := console.input("[bold]you[/] ").strip():
-            if line == "/learn":
-                _print_round(_learn(device, quiet=False))
-            elif line == "/again" and last is not None:
-                last = device.regenerate(last.dialogue)
-                console.print("[bold]device[/]", last.dialogue.response, markup=False)
-            elif line.startswith("/edit ") and last is not None:
-                kept = device.edit(last.dialogue, line.removeprefix("/edit "))
-                console.print("noted" if kept else "not noted: it is too long for a bin of the buffer", style="dim")
-            else:
-                last = device.observe(line)
-                console.print("[bold]device[/]", end=" ")
-                console.print(last.dialogue.response, markup=False)
-                console.print(f"{last.decision.action}: {last.decision.reason}", style="dim")
+        device.load()
+        _print_due(device)
+        last: Dialogue | None = None
+        while line := _ask("you "):
+            try:
+                last = _turn(device, line, last)
+            except FlorilegiumError as error:
+                print_error(str(error))
 
 
-def _rows(path: Path) -> Iterator[tuple[Mapping[str, object], str]]:
-    """Read JSON lines; each object comes with its place, for messages."""
+def _turn(device: Device, line: str, last: Dialogue | None) -> Dialogue | None:
+    """Do what one line of a chat says; return the dialogue that /edit and /again are about then."""
+    command, _, text = line.partition(" ")
+    if command == "/learn":
+        _print_round(_learn(device, quiet=False))
+    elif command == "/again" and last is not None:
+        last = device.regenerate(last).dialogue
+        _print_reply(last)
+    elif command == "/edit" and last is not None and text.strip():
+        kept = device.edit(last, text)
+        _print("noted" if kept else "not noted: it is too long for a bin of the buffer", style="dim")
+    elif command.startswith("/"):
+        _print(_CHAT_HELP, style="dim")
+    else:
+        was_due = device.due
+        seen = device.observe(line)
+        last = seen.dialogue
+        _print_reply(last)
+        _print(f"{seen.decision.action}: {seen.decision.reason}", style="dim")
+        if not was_due:
+            _print_due(device)
+    return last
+
+
+def _ask(prompt: str) -> str:
+    """Return a line that the user types; empty at the end of the input."""
+    try:
+        return console.input(Text(prompt, style="bold")).strip()
+    except EOFError:
+        return ""
+
+
+def _print(text: str, *, style: str | None = None) -> None:
+    """Print a line as it is, however long: a terminal folds it, a file keeps it whole."""
+    console.print(text, style=style, soft_wrap=True)
+
+
+def _print_reply(dialogue: Dialogue) -> None:
+    console.print(Text("device", style="bold"), dialogue.response, soft_wrap=True)
+
+
+def _print_due(device: Device) -> None:
+    if device.due:
+        _print("a learning round is due: /learn starts it", style="dim")
+
+
+def _rows(path: Path) -> Iterator[tuple[Mapping[str, object], int, str]]:
+    """Read JSON lines; each object comes with its line's number and its place, for messages."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -95,16 +157,24 @@ def _rows(path: Path) -> Iterator[tuple[Mapping[str, object], str]]:
             raise InputError(f"{place} is no JSON", "write one object a line") from None
         if not isinstance(row, dict):
             raise InputError(f"{place} is no JSON object", "write one object a line")
-        yield row, place
+        yield row, number, place
 
 
-def _dialogue(row: Mapping[str, object], place: str) -> tuple[str, str | None, str | None]:
+def _dialogue(row: Mapping[str, object], number: int, place: str) -> tuple[str, str | None, str]:
+    """Read a dialogue; where it has no identifier its line gives it one, the same whenever the file is read."""
+    from client.dialogue import Dialogue, derive_id
+
     question, response, dialogue_id = row.get("question"), row.get("response"), row.get("dialogue_id")
     if not (isinstance(question, str) and question.strip()):
         raise InputError(f"{place} lacks a text 'question'", 'write {"question": "…"}')
     if not (isinstance(response, str | None) and isinstance(dialogue_id, str | None)):
         raise InputError(f"{place}: 'response' and 'dialogue_id' must be texts", "leave them out, or quote them")
-    return question, response, dialogue_id
+    try:
+        Dialogue(question=question, response=response or "", dialogue_id=dialogue_id or "none")
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    said = (question,) if response is None else (question, response)
+    return question, response, dialogue_id or derive_id("line", number, *said)
 
 
 @app.command()
@@ -115,28 +185,26 @@ def observe(
 ) -> None:
     """Let the device see dialogues from a file; learning rounds run when they are due.
 
+    What it has seen already is passed over, so the same command goes on after an interruption.
+
     Example: florilegium device observe my-device dialogues.jsonl
     """
-    rows = [_dialogue(row, place) for row, place in _rows(file)]
+    rows = [_dialogue(*row) for row in _rows(file)]
     with _open(directory) as device, progress_bar(hidden=as_json) as bar:
         task = bar.add_task("observing", total=len(rows))
         for question, response, dialogue_id in rows:
-            seen = device.observe(question, response, dialogue_id=dialogue_id)
+            decision = device.buffer.decision(dialogue_id)
+            if decision is None:
+                decision = device.observe(question, response, dialogue_id=dialogue_id).decision
             if as_json:
-                print_json(
-                    {
-                        "dialogue_id": seen.dialogue.dialogue_id,
-                        "action": seen.decision.action,
-                        "reason": seen.decision.reason,
-                    }
-                )
+                print_json({"dialogue_id": dialogue_id, "action": decision.action, "reason": decision.reason})
             if device.due:
                 report = device.learn()
                 if not as_json:
                     _print_round(report)
             bar.advance(task)
     if not as_json:
-        console.print(f"{len(rows)} dialogues seen")
+        _print(f"{len(rows)} dialogues seen")
 
 
 @app.command()
@@ -145,33 +213,61 @@ def annotate(
     file: Annotated[
         Path | None, typer.Argument(help="JSON lines: dialogue_id, verdict (ideal, accept, skip), ideal.")
     ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only list what is asked, with identifiers.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer what the device asks: one by one in the terminal, or from a file.
 
     Example: florilegium device annotate my-device
     """
+    if list_:
+        with _open(directory, read_only=True) as device:
+            _print_held([("asked", item) for item in device.buffer.pending()], as_json=as_json)
+        return
+    with _open(directory) as device:
+        if file is None:
+            _annotate_by_hand(device)
+        else:
+            _annotate_from(device, [_answer(row, place) for row, _, place in _rows(file)])
+
+
+def _annotate_from(device: Device, answers: Sequence[tuple[str, str, str | None]]) -> None:
     from client.annotation import QueueAnnotator
 
-    with _open(directory) as device:
-        user = QueueAnnotator(device.buffer)
-        if file is not None:
-            rows = [_answer(row, place) for row, place in _rows(file)]
-            held = {each.dialogue.dialogue_id for each in (*device.buffer.dialogues(), *device.buffer.heldout())}
-            for dialogue_id, verdict, ideal in (row for row in rows if row[0] in held):
-                user.answer(dialogue_id, verdict, ideal)
-            gone = sum(row[0] not in held for row in rows)
-            console.print(f"{len(rows) - gone} answers stored, {gone} to dialogues that are no longer in the buffer")
-            return
-        pending = device.buffer.pending()
-        if not pending:
-            console.print("nothing is asked; questions come with a learning round")
+    user = QueueAnnotator(device.buffer)
+    held = {each.dialogue.dialogue_id for each in (*device.buffer.dialogues(), *device.buffer.heldout())}
+    for dialogue_id, verdict, ideal in (answer for answer in answers if answer[0] in held):
+        user.answer(dialogue_id, verdict, ideal)
+    gone = sum(answer[0] not in held for answer in answers)
+    _print(f"{len(answers) - gone} answers stored, {gone} to dialogues that are no longer in the buffer")
+
+
+def _annotate_by_hand(device: Device) -> None:
+    from client.annotation import QueueAnnotator
+
+    user = QueueAnnotator(device.buffer)
+    pending = device.buffer.pending()
+    if not pending:
+        _print("nothing is asked; questions come with a learning round")
+    with suppress(EOFError):
         for position, item in enumerate(pending, start=1):
             console.rule(f"{position} of {len(pending)}")
-            console.print("You asked:", item.dialogue.question, markup=False)
-            console.print("It answered:", item.dialogue.response, markup=False)
-            text = console.input("Ideal answer (empty: fine as it is, '-': skip) ").strip()
-            verdict = "skip" if text == "-" else "ideal" if text else "accept"
-            user.answer(item.dialogue.dialogue_id, verdict, text if verdict == "ideal" else None)
+            _print(f"You asked: {item.dialogue.question}")
+            _print(f"It answered: {item.dialogue.response}")
+            while not _answer_by_hand(user, item.dialogue):
+                pass
+
+
+def _answer_by_hand(user: QueueAnnotator, dialogue: Dialogue) -> bool:
+    """Ask about one dialogue; return False if the answer is none, and say why."""
+    text = console.input("Ideal answer (empty: fine as it is, '-': skip) ").strip()
+    verdict = "skip" if text == "-" else "ideal" if text else "accept"
+    try:
+        user.answer(dialogue.dialogue_id, verdict, text if verdict == "ideal" else None)
+    except InputError as error:
+        print_error(str(error))
+        return False
+    return True
 
 
 def _answer(row: Mapping[str, object], place: str) -> tuple[str, str, str | None]:
@@ -215,6 +311,8 @@ def _print_round(report: RoundReport) -> None:
         if name != "number" and value not in (None, {}):
             table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
+    if report.outcome in _ADVICE:
+        _print(_ADVICE[report.outcome])
 
 
 @app.command()
@@ -223,7 +321,7 @@ def status(directory: Directory, as_json: AsJson = False) -> None:
 
     Example: florilegium device status my-device --json
     """
-    with _open(directory) as device:
+    with _open(directory, read_only=True) as device:
         values = device.status()
     if as_json:
         print_json(values)
@@ -235,9 +333,50 @@ def status(directory: Directory, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def show(directory: Directory, as_json: AsJson = False) -> None:
+    """List the dialogues that the device holds, with their identifiers.
+
+    Example: florilegium device show my-device
+    """
+    with _open(directory, read_only=True) as device:
+        train = [("train", item) for item in device.buffer.dialogues()]
+        heldout = [("heldout", item) for item in device.buffer.heldout()]
+    _print_held([*train, *heldout], as_json=as_json)
+
+
+def _print_held(items: Sequence[tuple[str, BufferedDialogue]], *, as_json: bool) -> None:
+    table = Table("dialogue", "part", "domain", "answered", "question")
+    for part, item in items:
+        dialogue, scored = item.dialogue, item.scored
+        if as_json:
+            print_json(
+                {
+                    "dialogue_id": dialogue.dialogue_id,
+                    "part": part,
+                    "domain": scored.domain,
+                    "answered": scored.answered,
+                    "question": dialogue.question,
+                    "response": dialogue.response,
+                }
+            )
+        answered = "yes" if scored.answered else "no"
+        table.add_row(_short(dialogue.dialogue_id), part, scored.domain, answered, dialogue.question)
+    if not as_json:
+        console.print(table)
+
+
+def _short(dialogue_id: str | None) -> str:
+    """Return as much of an identifier as tells it from others; commands take it in place of the whole."""
+    digits = 32  # of an identifier that no one chose
+    return (dialogue_id or "")[:8] if len(dialogue_id or "") == digits else dialogue_id or ""
+
+
+@app.command()
 def why(
     directory: Directory,
-    dialogue_id: Annotated[str | None, typer.Argument(help="One dialogue; all of the latest when left out.")] = None,
+    dialogue_id: Annotated[
+        str | None, typer.Argument(help="One dialogue, or the beginning of its name; all of the latest when left out.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many decisions.", min=1)] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -245,8 +384,9 @@ def why(
 
     Example: florilegium device why my-device --limit 5
     """
-    with _open(directory) as device:
-        decisions = device.buffer.decisions(dialogue_id, limit=limit)
+    with _open(directory, read_only=True) as device:
+        whole = None if dialogue_id is None else device.buffer.identify(dialogue_id)
+        decisions = device.buffer.decisions(whole, limit=limit)
     table = Table("dialogue", "day", "part", "action", "reason", "replaced", "evidence")
     for logged in decisions:
         made = logged.decision
@@ -263,14 +403,9 @@ def why(
                 }
             )
         evidence = ", ".join(f"{name} {value:.3f}" for name, value in made.evidence.items())
+        replaced = _short(made.victim_id)
         table.add_row(
-            logged.dialogue_id[:8],
-            str(logged.day),
-            logged.part,
-            made.action,
-            made.reason,
-            (made.victim_id or "")[:8],
-            evidence,
+            _short(logged.dialogue_id), str(logged.day), logged.part, made.action, made.reason, replaced, evidence
         )
     if not as_json:
         console.print(table)
@@ -278,16 +413,18 @@ def why(
 
 @app.command()
 def forget(
-    directory: Directory, dialogue_id: Annotated[str, typer.Argument(help="As `why` and `observe --json` name it.")]
+    directory: Directory,
+    dialogue_id: Annotated[str, typer.Argument(help="As `show` and `why` name it, or the beginning of its name.")],
 ) -> None:
-    """Delete a dialogue with all that came of it, and retrain the adapter without it.
+    """Delete a dialogue with all that came of it, adapters included; a learning round is due then, without it.
 
-    Example: florilegium device forget my-device 3f2a…
+    Example: florilegium device forget my-device 3f2a
     """
     with _open(directory) as device:
-        if not device.forget(dialogue_id):
-            raise InputError(f"nothing is known of dialogue {dialogue_id!r}", "see `florilegium device why`")
-    console.print("forgotten")
+        device.forget(device.buffer.identify(dialogue_id))
+    _print(
+        f"forgotten, and with it every adapter; a learning round makes a new one: florilegium device learn {directory}"
+    )
 
 
 @app.command("rollback")
@@ -298,4 +435,4 @@ def roll_back(directory: Directory) -> None:
     """
     with _open(directory) as device:
         version = device.roll_back()
-    console.print("the bare base model is in use" if version is None else f"adapter version {version} is in use")
+    _print("the bare base model is in use" if version is None else f"adapter version {version} is in use")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PreTrai
 
 from client.adapters import PERSONAL, SHARED, AdaptedModel, AdapterConfig, AdapterStore
 from client.dialogue import Dialogue
+from client.durable import replace_file
 from client.model import BaseModel
 from florilegium.errors import ConfigError, InputError, StorageError
 
@@ -205,6 +206,7 @@ def test_config_refuses_what_is_out_of_range(values: dict[str, object], message:
     [
         (AdapterConfig(top_layers=3), "top_layers is 3, the base has 2 layers"),
         (AdapterConfig(target_modules=("no_such_proj",)), "does not fit the base"),
+        (AdapterConfig(target_modules=("q_proj", "post_attention_layernorm")), "does not fit the base"),
         ({SHARED: AdapterConfig()}, "slot 'personal' has no adapter config"),
     ],
 )
@@ -215,12 +217,45 @@ def test_an_adapter_that_does_not_fit_leaves_the_base_alone(
     with pytest.raises(ConfigError, match=message):
         AdaptedModel(tiny_model, config)
     assert [name for name, _ in tiny_model.module.named_modules()] == names
+    AdaptedModel(tiny_model)
+
+
+def test_an_interrupt_leaves_the_base_alone(tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AdaptedModel, "reset", stop)
+        with pytest.raises(KeyboardInterrupt):
+            AdaptedModel(tiny_model)
+    AdaptedModel(tiny_model)
 
 
 def test_a_base_is_wrapped_once(tiny_model: BaseModel) -> None:
-    AdaptedModel(tiny_model)
-    with pytest.raises(ConfigError, match="has adapters already"):
+    model = AdaptedModel(tiny_model)
+    with pytest.raises(ConfigError, match="has adapters already; close the device"):
         AdaptedModel(tiny_model)
+    model.detach()
+    AdaptedModel(tiny_model)
+
+
+def test_a_fingerprint_names_the_base_and_the_shape(tiny_model: BaseModel) -> None:
+    def fingerprint(base: BaseModel, config: AdapterConfig) -> str:
+        model = AdaptedModel(base, config)
+        model.load_state(PERSONAL, noise(model, PERSONAL))
+        found = model.fingerprint(PERSONAL)
+        model.detach()
+        return found
+
+    first = fingerprint(tiny_model, AdapterConfig())
+    assert fingerprint(tiny_model, AdapterConfig(dropout=0.2)) == first
+    shapes = (AdapterConfig(rank=4), AdapterConfig(alpha=8.0), AdapterConfig(top_layers=1))
+    assert len({first, *(fingerprint(tiny_model, each) for each in shapes)}) == 4
+    tiny_model.module.to(torch.bfloat16)
+    assert fingerprint(tiny_model, AdapterConfig()) == first, "the same weights in another type"
+    with torch.no_grad():
+        next(tiny_model.module.parameters()).add_(0.5)
+    assert fingerprint(tiny_model, AdapterConfig()) != first
 
 
 def test_an_unknown_slot_is_refused_by_name(adapted: AdaptedModel) -> None:
@@ -311,6 +346,40 @@ def test_pruning_keeps_the_newest_and_the_present(adapted: AdaptedModel, store: 
         store.prune(keep=0)
 
 
+def test_clearing_and_retiring_put_the_bare_base_in_use(adapted: AdaptedModel, store: AdapterStore) -> None:
+    for _ in range(2):
+        store.promote(store.save_candidate(adapted))
+    store.retire()
+    assert (store.current, store.roll_back(), store.numbers) == (None, None, [1, 2])
+    store.promote(2)
+    store.clear()
+    assert AdapterStore(store.directory).current is None
+    assert (store.current, store.numbers, list(store.directory.rglob("*.safetensors"))) == (None, [], [])
+
+
+def test_a_reader_leaves_the_folder_as_it_is(adapted: AdaptedModel, store: AdapterStore, tmp_path: Path) -> None:
+    store.promote(store.save_candidate(adapted))
+    (store.directory / "versions" / ".0002").mkdir()
+    reader = AdapterStore(store.directory, read_only=True)
+    assert (reader.current, reader.numbers) == (1, [1])
+    assert (store.directory / "versions" / ".0002").exists(), "another process may be writing it"
+    nothing = AdapterStore(tmp_path / "none", read_only=True)
+    assert (nothing.current, nothing.numbers) == (None, [])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise FULL
+
+    replace_file(tmp_path / "file", b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space"):
+            replace_file(tmp_path / "file", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
 def test_an_unknown_version_is_refused(adapted: AdaptedModel, store: AdapterStore) -> None:
     store.save_candidate(adapted)
     with pytest.raises(StorageError, match=r"no adapter version 7; it holds \[1\]"):
@@ -393,6 +462,26 @@ def faults(fault_injector: Faults, monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 
 FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [Killed(), FULL], ids=["killed", "disk full"])
+def test_a_fault_at_any_operation_of_clearing_leaves_a_store_to_clear_again(
+    adapted: AdaptedModel, store: AdapterStore, tmp_path: Path, faults: Faults, error: BaseException
+) -> None:
+    for _ in range(2):
+        store.promote(store.save_candidate(adapted, slots=[PERSONAL]))
+    operation, ended = 0, False
+    while not ended:
+        operation += 1
+        opened = AdapterStore(shutil.copytree(store.directory, tmp_path / str(operation)))
+        with contextlib.suppress(Killed, StorageError), faults.at(operation, error):
+            opened.clear()
+            ended = True
+        again = opened if error is FULL else AdapterStore(opened.directory)
+        assert again.load(adapted) in (None, 2)
+        again.clear()
+        assert (again.current, list(again.directory.rglob("*.safetensors"))) == (None, [])
+    assert operation > 8  # the injector saw the operations
 
 
 @pytest.mark.parametrize("error", [Killed(), FULL], ids=["killed", "disk full"])

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -45,8 +45,8 @@ def embedded(key: int, hidden: int = 8, eoe: float | None = None) -> Embedded:
     return Embedded(rng.normal(size=hidden).astype(np.float32), float(rng.random()) if eoe is None else eoe)
 
 
-def dialogue(key: int | str, question: str = "how is the soup", response: str = "fine") -> Dialogue:
-    return Dialogue(question=question, response=response, dialogue_id=f"d{key}")
+def dialogue(key: int | str, question: str | None = None, response: str = "fine") -> Dialogue:
+    return Dialogue(question=question or f"how is soup {key}", response=response, dialogue_id=f"d{key}")
 
 
 def child(key: int | str, number: int, question: str = "is the soup fine") -> Example:
@@ -320,13 +320,31 @@ def test_settings_out_of_range_are_refused(opened: Opener, settings: dict[str, o
         opened(**settings)
 
 
-def test_fewer_bins_than_dialogues_held_is_refused_and_loses_nothing(opened: Opener) -> None:
+def test_with_fewer_bins_the_oldest_that_nobody_answered_about_are_let_go_and_logged(opened: Opener) -> None:
     buffer = opened(bins=4)
     for key in range(4):
         buffer.offer(dialogue(key), embedded(key))
-    with pytest.raises(ConfigError, match="bins must be >= 4, the dialogues already held, got 3"):
-        opened(bins=3)
-    assert len(opened(bins=9)) == 4
+    buffer.annotate(Annotation(dialogue_id="d0", verdict=Verdict.ACCEPT))
+    with PrivateBuffer(opened.path, bins=2, lexicons=LEXICONS, read_only=True) as reader:
+        assert len(reader.dialogues()) == 4, "looking lets nothing go"
+    buffer = opened(bins=2)
+    assert ids(buffer) == ["d0", "d3"]
+    assert [buffer.decisions(key)[0].decision.reason for key in ("d1", "d2")] == ["fewer-bins"] * 2
+    assert (buffer.seen, buffer.offer(dialogue(1), embedded(1)).reason) == (4, "fewer-bins")
+    assert buffer.offer(dialogue(5), embedded(5)).victim_id == "d0"
+    assert ids(opened(bins=9)) == ["d3", "d5"]
+
+
+def test_with_fewer_bins_the_held_out_part_is_as_if_there_had_never_been_more(tmp_path: Path) -> None:
+    def heldout(path: Path, *bins: int) -> set[str]:
+        for holdout_bins in bins:
+            with PrivateBuffer(path, holdout_share=0.9, holdout_bins=holdout_bins, lexicons=LEXICONS) as buffer:
+                for key in range(12):
+                    buffer.offer(dialogue(key), embedded(key))
+                found = {item.dialogue.dialogue_id for item in buffer.heldout()}
+        return found
+
+    assert heldout(tmp_path / "a", 9, 4) == heldout(tmp_path / "b", 4)
 
 
 def test_the_reading_of_entropy_is_a_setting(opened: Opener) -> None:
@@ -349,13 +367,27 @@ def test_a_share_is_held_out_and_never_among_what_trains(opened: Opener) -> None
     assert abs(len(held_out) - 100) < 35
 
 
-def test_the_held_out_part_is_bounded_and_independent_of_order_and_content(tmp_path: Path) -> None:
+def test_a_question_that_is_asked_again_comes_to_the_same_side(opened: Opener) -> None:
+    buffer = opened(bins=500, holdout_share=0.5, holdout_bins=500)
+    for key in range(20):
+        for form, question in enumerate((f"Where is box {key}?", f"where is  BOX {key}", f"Where is box {key}")):
+            buffer.offer(dialogue(f"{key}-{form}", question), embedded(3 * key + form))
+        buffer.offer(dialogue(f"dots{key}", "?" * (key + 1)), embedded(100 + key))
+    sides = [[item.dialogue for item in part] for part in (buffer.dialogues(), buffer.heldout())]
+    numbers = [{each.dialogue_id.split("-")[0] for each in side} for side in sides]
+    assert all(numbers)
+    assert not numbers[0] & numbers[1]
+    for side in sides:
+        assert any("dots" in each.dialogue_id for each in side), "a question without words goes by its text"
+
+
+def test_the_held_out_part_is_bounded_and_independent_of_order_and_response(tmp_path: Path) -> None:
     def hold_out(path: Path, order: list[int], seed: int) -> set[str]:
         with PrivateBuffer(
             path, bins=9, holdout_share=0.5, holdout_bins=6, seed=seed, lexicons=LEXICONS, policy="fifo"
         ) as buffer:
             for key in order:
-                buffer.offer(dialogue(key, f"text {path.name}"), embedded(key))
+                buffer.offer(dialogue(key, response=path.name), embedded(key))
             return {item.dialogue.dialogue_id for item in buffer.heldout()}
 
     order = list(range(60))
@@ -436,6 +468,85 @@ def test_values_of_a_caller(opened: Opener) -> None:
     assert opened().meta("scrub") == "a name the buffer also uses"
 
 
+def test_several_values_are_stored_together_or_not_at_all(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = opened()
+    buffer.update_meta({"round": "1", "seen": "8"})
+    put, calls = buffer_module.tables.put_value, iter(range(9))
+
+    def fail_at_the_second(*values: object) -> None:
+        if next(calls):
+            raise sqlite3.OperationalError("disk I/O error")
+        put(*values)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("client.buffer.tables.put_value", fail_at_the_second)
+        with pytest.raises(StorageError):
+            buffer.update_meta({"round": "2", "seen": "9"})
+    assert (buffer.meta("round"), buffer.meta("seen")) == ("1", "8")
+
+
+def test_children_are_dropped_with_the_word_of_how_the_next_are_written(opened: Opener) -> None:
+    buffer = opened()
+    for key in range(2):
+        buffer.offer(dialogue(key), embedded(key))
+        buffer.store_children(f"d{key}", [child(key, 0)], {"copy": 1})
+    buffer.drop_children({"written": "anew"})
+    buffer = opened()
+    assert [buffer.children(f"d{key}") for key in range(2)] == [[], []]
+    assert buffer.child_drops("d0") == {}
+    assert buffer.meta("written") == "anew"
+
+
+def test_what_another_model_embedded_is_embedded_again(opened: Opener) -> None:
+    def embed(dialogues: Sequence[Dialogue]) -> list[Embedded]:
+        told.append(len(dialogues))
+        return [embedded(100 + int(each.dialogue_id[1:]), hidden=16, eoe=0.25) for each in dialogues]
+
+    told: list[int] = []
+    settings: dict[str, object] = {"bins": 9, "holdout_share": 0.5}
+    buffer = opened(**settings)
+    assert not buffer.follow_model("one", embed), "there was nothing to embed"
+    for key in range(8):
+        buffer.offer(dialogue(key), embedded(key))
+    assert not buffer.follow_model("one", embed)
+    assert buffer.follow_model("two", embed)
+    before = state(buffer)
+    buffer = opened(**settings)
+    assert state(buffer) == before
+    items = [*buffer.dialogues(), *buffer.heldout()]
+    assert {(len(item.scored.vector), item.scored.eoe) for item in items} == {(16, 0.25)}
+    assert not buffer.follow_model("two", embed)
+    assert opened(**settings, eoe="histogram").follow_model("two", embed), "another reading is another number"
+    assert told == [8, 8]
+    assert opened(**settings).offer(dialogue(9), embedded(9, hidden=16)).action is Action.KEEP
+
+
+def test_what_another_model_says_nothing_of_is_let_go(opened: Opener) -> None:
+    buffer = opened()
+    for key in range(3):
+        buffer.offer(dialogue(key), embedded(key))
+    buffer.follow_model("two", lambda each: [Embedded(np.full(4, float(n), np.float32)) for n in range(len(each))])
+    assert ids(buffer) == ["d1", "d2"]
+    assert buffer.decisions("d0")[0].decision.reason == "bad-embedding"
+    before = state(buffer)
+    assert state(opened()) == before
+
+
+def test_an_identifier_is_known_by_its_beginning(opened: Opener) -> None:
+    buffer = opened(bins=1)
+    for key in ("abc", "abd", "ab"):
+        buffer.offer(dialogue(key), embedded(len(key)))
+    assert [buffer.identify(prefix) for prefix in ("dabc", "dabd", "dab")] == ["dabc", "dabd", "dab"]
+    assert buffer.forget("dab")
+    with pytest.raises(InputError, match="2 dialogues begin with dab; give more characters"):
+        buffer.identify("dab")
+    assert buffer.forget("dabc")
+    assert buffer.identify("dab") == "dabd"
+    for prefix, shown in (("x", "x"), ("forgotten", "forgotten"), ("%", "of 1 char"), ("my secret", "of 9 characters")):
+        with pytest.raises(InputError, match=f"no dialogue begins with {shown}"):
+            buffer.identify(prefix)
+
+
 def test_edited_lexicons_are_followed_at_the_next_opening(opened: Opener) -> None:
     buffer = opened(holdout_share=0.5)
     for key in range(6):
@@ -488,6 +599,18 @@ def test_newcomers_wait_through_a_crash(opened: Opener) -> None:
     assert ids(buffer) == ["d1", "d2"]
     assert buffer.annotation("d2") is not None, "what was said while it waited stays"
     assert buffer.stats().queued == 0
+
+
+def test_what_was_corrected_while_it_waited_is_kept(opened: Opener) -> None:
+    buffer = opened(bins=1, policy=Stubborn())
+    buffer.offer(dialogue(0), embedded(0))
+    with buffer.frozen():
+        for key in (1, 2):
+            buffer.offer(dialogue(key), embedded(key))
+        assert buffer.annotate(Annotation(dialogue_id="d1", verdict=Verdict.IDEAL, ideal="yes"))
+    assert ids(buffer) == ["d1"]
+    assert buffer.annotation("d1") is not None
+    assert buffer.decisions("d2")[0].decision.action is Action.DROP
 
 
 def test_nested_freezes_end_with_the_outer_one(opened: Opener) -> None:
@@ -552,6 +675,16 @@ def test_a_forgotten_victim_is_not_named_and_a_forgotten_bin_is_filled(opened: O
     assert buffer.offer(dialogue(5), embedded(5)).action is Action.KEEP
     before = state(buffer)
     assert state(opened(bins=3)) == before
+
+
+def test_several_are_forgotten_together_with_a_word_for_the_caller(opened: Opener) -> None:
+    buffer = opened()
+    for key in range(3):
+        buffer.offer(dialogue(key), embedded(key))
+    assert not buffer.forget("nobody", meta={"mark": "1"})
+    assert buffer.meta("mark") is None
+    assert buffer.forget("d0", "nobody", "d2", meta={"mark": "1"})
+    assert (ids(buffer), buffer.meta("mark")) == (["d1"], "1")
 
 
 def test_forgetting_what_is_held_out_or_waits(opened: Opener) -> None:

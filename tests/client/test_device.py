@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import tomli_w
+import torch
 
 from client.annotation import Oracle
 from client.device import Device, DeviceSettings
-from client.dialogue import Annotation, Verdict
+from client.dialogue import Annotation, Example, Verdict
 from client.evaluation import uncertainty
+from client.finetuning import Progress
 from client.model import BaseModel
-from florilegium.errors import ConfigError, StorageError
+from client.synthesis import Synthesis
+from florilegium.errors import ConfigError, MemoryBudgetError, StorageError
 
 SMALL = {
     "bins": 8,
@@ -27,6 +39,12 @@ IDEALS = dict.fromkeys((*(f"d{number}" for number in range(40)), "first", "again
 def make(directory: Path, **changes: object) -> Path:
     Device.create(directory, DeviceSettings.parse({**SMALL, **changes}))
     return directory
+
+
+def change(directory: Path, **changes: object) -> None:
+    """Edit `device.toml`, as its owner would."""
+    settings = DeviceSettings.parse({**SMALL, **changes})
+    (directory / "device.toml").write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
 
 
 def feed(device: Device, first: int, last: int) -> None:
@@ -184,8 +202,6 @@ def test_a_regenerated_response_is_another_dialogue_and_the_first_is_asked_about
 def test_training_without_a_forgotten_dialogue_equals_never_having_had_it(
     tmp_path: Path, tiny_model: BaseModel
 ) -> None:
-    import torch
-
     states = []
     for name, numbers in (("with", range(7)), ("without", (0, 1, 3, 4, 5, 6))):
         directory = make(tmp_path / name, holdout_share=0.3, synthesizer="questions", synthesis_count=1)
@@ -196,7 +212,9 @@ def test_training_without_a_forgotten_dialogue_equals_never_having_had_it(
             if name == "with":
                 assert device.forget("d2")
                 assert device.adapters.current is None
+                assert device.due
                 device.learn()
+                assert not device.due
             states.append(device._model.state("personal"))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
@@ -204,6 +222,349 @@ def test_training_without_a_forgotten_dialogue_equals_never_having_had_it(
 def test_forgetting_what_was_never_seen_says_so(tmp_path: Path, tiny_model: BaseModel) -> None:
     with Device.open(make(tmp_path / "d"), model=tiny_model) as device:
         assert not device.forget("nobody")
+        assert not device.due
+
+
+def test_forgetting_takes_the_responses_that_were_drawn_instead_with_it(tmp_path: Path, tiny_model: BaseModel) -> None:
+    with Device.open(make(tmp_path / "d", policy="fifo", holdout_share=0.0), model=tiny_model) as device:
+        redrawn = [device.observe("Where is the blue box?", dialogue_id="d0").dialogue]
+        for _ in range(3):
+            redrawn.append(device.regenerate(redrawn[-1]).dialogue)
+        feed(device, 1, 3)
+        device.buffer.forget(redrawn[1].dialogue_id)  # a gap in the chain
+        assert device.forget("d0")
+        assert [item.dialogue.dialogue_id for item in device.buffer.dialogues()] == ["d1", "d2"]
+    assert not any(b"blue box" in file.read_bytes() for file in (tmp_path / "d").iterdir() if file.is_file())
+
+
+class Killed(BaseException):
+    """The end of the process, as the code sees it."""
+
+
+@contextmanager
+def learned(directory: Path, model: BaseModel) -> Iterator[Device]:
+    """Open a device that has promoted an adapter."""
+    with Device.open(make(directory), model=model, annotator=Oracle(IDEALS)) as device:
+        feed(device, 0, 20)
+        assert device.learn().outcome == "promoted"
+        yield device
+
+
+@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "failing disk"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "client.storage.Database.scrub",
+        "client.device.AdapterStore.clear",
+        "client.adapter_store._remove",
+        "client.device.shutil.rmtree",
+        "client.device.PrivateBuffer.set_meta",
+    ],
+)
+def test_a_forgetting_that_is_cut_short_is_ended_by_the_next_opening_or_call(
+    tmp_path: Path, tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    directory = tmp_path / "d"
+    with learned(directory, tiny_model) as device, monkeypatch.context() as patched:
+        for name in ("finetuning.pt", ".finetuning.pt.new"):
+            (directory / "round" / name).write_text("weights")
+        patched.setattr(place, fail)
+        with pytest.raises((Killed, OSError, StorageError)):
+            device.forget("d3")
+    with Device.open(directory, model=tiny_model) as device:
+        assert not device.buffer.decisions("d3")
+        assert (device.adapters.current, device.adapters.numbers, device.due) == (None, [], True)
+        assert not [*directory.rglob("*.safetensors"), *directory.rglob("*finetuning*")]
+        assert device._model.is_blank("personal")
+        assert not device.forget("d3")
+
+
+def test_drafts_of_a_killed_process_are_removed(tmp_path: Path, tiny_model: BaseModel) -> None:
+    drafts = [tmp_path / "d" / name for name in (".device.toml.new", "round/.finetuning.pt.new", "adapters/.x.new")]
+    with Device.open(make(tmp_path / "d"), model=tiny_model):
+        (tmp_path / "d" / "round").mkdir()
+        for draft in drafts:
+            draft.write_text("what was written")
+    with Device.open(tmp_path / "d", read_only=True):
+        assert all(draft.exists() for draft in drafts), "another process may be writing them"
+    with Device.open(tmp_path / "d", model=tiny_model):
+        assert not any(draft.exists() for draft in drafts)
+
+
+# --- rounds that do not end well -------------------------------------------------------------------------------------
+
+
+def fail_with(error: BaseException) -> Callable[[Progress], None]:
+    def progress(_: Progress) -> None:
+        raise error
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (MemoryBudgetError, {"memory_mb": 1}),
+        (KeyboardInterrupt, {"progress": fail_with(KeyboardInterrupt())}),
+        (StorageError, {"progress": fail_with(StorageError("the disk is full"))}),
+    ],
+)
+def test_a_round_that_fails_leaves_the_adapter_in_use(
+    tmp_path: Path, tiny_model: BaseModel, error: type[BaseException], arguments: dict[str, object]
+) -> None:
+    with learned(tmp_path / "d", tiny_model) as device:
+        before = device._model.flat("personal").clone()
+        feed(device, 20, 30)
+        with pytest.raises(error):
+            device.learn(**arguments)  # type: ignore[arg-type]
+        assert torch.equal(device._model.flat("personal"), before)
+        assert device.due, "the round is still to be done"
+
+
+@pytest.mark.parametrize("start", ["fresh", "present"])
+@pytest.mark.parametrize("place", ["client.device.AdapterStore.promote", "client.device.PrivateBuffer.update_meta"])
+def test_a_round_that_was_killed_after_training_does_not_train_again(
+    tmp_path: Path, tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch, start: str, place: str
+) -> None:
+    def die(_: object, values: object) -> None:
+        if isinstance(values, int) or "round" in values:  # type: ignore[operator]
+            raise Killed
+
+    directory = make(tmp_path / "d", start=start)
+    with Device.open(directory, model=tiny_model, annotator=Oracle(IDEALS)) as device, monkeypatch.context() as patched:
+        feed(device, 0, 20)
+        patched.setattr(place, die)
+        with pytest.raises(Killed):
+            device.learn()
+    with Device.open(directory, model=tiny_model, annotator=Oracle(IDEALS)) as device:
+        assert (device.due, device.status()["rounds"]) == (True, 0)
+        trained = next(directory.rglob("*.safetensors")).read_bytes()
+        report = device.learn()
+        assert (report.number, report.outcome, report.version, report.training) == (1, "promoted", 1, None)
+        assert [path.read_bytes() for path in directory.rglob("*.safetensors")] == [trained]
+        assert (device.due, device.status()["rounds"]) == (False, 1)
+        feed(device, 20, 30)
+        assert device.learn().training is not None, "the next round is another one"
+
+
+def test_a_report_is_numbers_that_json_knows(tmp_path: Path, tiny_model: BaseModel) -> None:
+    directory = make(tmp_path / "d", synthesizer="questions", synthesis_count=1)
+    with Device.open(directory, model=tiny_model, annotator=Oracle(IDEALS)) as device:
+        feed(device, 0, 12)
+        report = json.loads(json.dumps(asdict(device.learn())))
+        assert all(count > 0 for count in report["drops"].values())
+        assert report["drops"]
+
+
+# --- synthesis -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Put a synthesizer in place of all: one child of its own and one too large; return the temperatures asked for."""
+    told: list[float] = []
+
+    def write(_: BaseModel, example: Example, *, temperature: float, **__: object) -> Synthesis:
+        told.append(temperature)
+        texts = (f"And {example.question} At {temperature}?", "Where? " * 9999)
+        children = [
+            replace(example, question=text, example_id=f"{example.source_id}-{n}") for n, text in enumerate(texts)
+        ]
+        return Synthesis(children=tuple(children), drops=Counter())
+
+    monkeypatch.setattr("client.device.SYNTHESIZERS", {"questions": write, "none": lambda *_, **__: NOTHING})
+    return told
+
+
+NOTHING = Synthesis(children=(), drops=Counter())
+
+
+def test_a_child_that_fits_no_bin_is_dropped_and_learning_goes_on(
+    tmp_path: Path, tiny_model: BaseModel, writer: list[float]
+) -> None:
+    directory = make(tmp_path / "d", synthesizer="questions")
+    with Device.open(directory, model=tiny_model, annotator=Oracle(IDEALS)) as device:
+        feed(device, 0, 20)
+        for _ in range(2):
+            report = device.learn()
+            assert report.outcome in {"promoted", "rejected"}
+            assert report.synthesized == report.originals == report.drops["too-long"] > 0
+        assert len(writer) == report.originals, "what was written stays"
+
+
+def test_children_follow_the_settings_of_synthesis(tmp_path: Path, tiny_model: BaseModel, writer: list[float]) -> None:
+    directory = make(tmp_path / "d", synthesizer="questions")
+    for settings, synthesized in (
+        ({"synthesizer": "questions"}, True),
+        ({"synthesizer": "questions", "synthesis_temperature": 0.25}, True),
+        ({"synthesizer": "none"}, False),
+    ):
+        change(directory, **settings)
+        with Device.open(directory, model=tiny_model, annotator=Oracle(IDEALS)) as device:
+            feed(device, 0, 12)
+            assert bool(device.learn().synthesized) == synthesized
+            assert not device.buffer.children("d0") or str(writer[-1]) in device.buffer.children("d0")[0].question
+    assert Counter(writer).keys() == {0.7, 0.25}
+
+
+# --- settings that change --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [{"rank": 4}, {"alpha": 8.0}, {"target_modules": ["q_proj"]}])
+def test_an_adapter_of_another_shape_gives_way_to_the_bare_base(
+    tmp_path: Path, tiny_model: BaseModel, adapter: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "d"
+    with learned(directory, tiny_model):
+        pass
+    change(directory, adapter=adapter)
+    with Device.open(directory, model=tiny_model, annotator=Oracle(IDEALS)) as device:
+        assert (device.adapters.current, device.due) == (1, False)
+        device.load()
+        assert (device.adapters.current, device.due) == (None, True)
+        assert device._model.is_blank("personal")
+        assert device.learn().outcome == "promoted"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "adapter version 1 is of another base model or shape" in message
+    with Device.open(directory, model=tiny_model) as device:
+        device.load()
+        assert device.adapters.current == 2
+        assert device.roll_back() is None
+        assert device.forget("d0")
+
+
+def test_another_base_model_embeds_again_and_starts_over(
+    tmp_path: Path, tiny_model: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "d"
+    with learned(directory, tiny_model):
+        pass
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        for parameter in other.module.parameters():
+            parameter.mul_(1.5)
+    with Device.open(directory, model=other, annotator=Oracle(IDEALS)) as device:
+        device.load()
+        assert len(caplog.records) == 2
+        assert (device.adapters.current, device.due) == (None, True)
+        for item in [*device.buffer.dialogues(), *device.buffer.heldout()]:
+            (bare,) = other.embed([item.dialogue])
+            assert float(bare.vector @ item.scored.vector) == pytest.approx(1.0, abs=2e-3)
+        assert device.learn().originals > 0, "what was answered stays"
+    with Device.open(directory, model=other) as device:
+        device.load()
+        assert len(caplog.records) == 2
+
+
+def test_with_fewer_bins_a_device_goes_on(tmp_path: Path, tiny_model: BaseModel) -> None:
+    with Device.open(make(tmp_path / "d", policy="fifo"), model=tiny_model) as device:
+        feed(device, 0, 20)
+        newest = [item.dialogue.dialogue_id for item in device.buffer.dialogues()][-2:]
+    change(tmp_path / "d", policy="fifo", bins=2)
+    with Device.open(tmp_path / "d", model=tiny_model) as device:
+        assert [item.dialogue.dialogue_id for item in device.buffer.dialogues()] == newest
+        assert len(device.buffer.heldout()) == 1
+
+
+def test_a_device_has_lexicons_of_its_own(tmp_path: Path, tiny_model: BaseModel) -> None:
+    (make(tmp_path / "d", holdout_share=0.0, eoe="histogram") / "lexicons").mkdir()
+    (tmp_path / "d" / "lexicons" / "things.txt").write_text("box\n")
+    with Device.open(tmp_path / "d", model=tiny_model) as device:
+        seen = device.observe("Where is the box?", "There.")
+        (item,) = device.buffer.dialogues()
+        (embedding,) = tiny_model.embed([seen.dialogue])
+        assert (item.scored.domain, item.scored.eoe) == ("things", pytest.approx(embedding.eoe_histogram))
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_needs_no_model_loads_none(tmp_path: Path, tiny_model: BaseModel) -> None:
+    directory = tmp_path / "d"
+    with learned(directory, tiny_model) as device:
+        device.learn()
+    change(directory, model=str(tmp_path / "absent"))
+    with Device.open(directory) as device:
+        assert device.roll_back() == 1
+        assert device.annotate(Annotation(dialogue_id="d19", verdict=Verdict.SKIP)) in {True, False}
+        assert device.forget("d0")
+        assert device.status()["adapter_version"] is None
+
+
+def test_others_look_while_one_has_the_device(tmp_path: Path, tiny_model: BaseModel) -> None:
+    change_nothing = "is closed, or open for looking only"
+    with learned(tmp_path / "d", tiny_model) as device:
+        with Device.open(tmp_path / "d", model=tiny_model, read_only=True) as reader:
+            assert reader.status() == device.status()
+            assert [item.dialogue for item in reader.buffer.dialogues()] == [
+                item.dialogue for item in device.buffer.dialogues()
+            ]
+            with pytest.raises(StorageError, match=change_nothing):
+                reader.observe("Where is it?", "There.")
+        with pytest.raises(StorageError, match="in use by process"):
+            Device.open(tmp_path / "d")
+        device.observe("Where is it?")
+    with pytest.raises(StorageError, match=change_nothing):
+        device.observe("Where is it?")
+
+
+def test_looking_at_a_device_that_never_ran(tmp_path: Path) -> None:
+    with Device.open(make(tmp_path / "d"), read_only=True) as device:
+        assert device.status()["seen"] == 0
+
+
+def test_a_failed_start_leaves_the_model_to_the_next_one(tmp_path: Path, tiny_model: BaseModel) -> None:
+    with learned(tmp_path / "d", tiny_model):
+        next((tmp_path / "d").rglob("*.safetensors")).write_text("nonsense")
+    for _ in range(2):
+        with (
+            Device.open(tmp_path / "d", model=tiny_model) as device,
+            pytest.raises(StorageError, match="roll back to another version"),
+        ):
+            device.observe("Where is it?")
+    with Device.open(tmp_path / "d", model=tiny_model) as device:
+        assert device.roll_back() is None
+        device.observe("Where is it?")
+
+
+def test_two_devices_cannot_wear_one_model_at_a_time_but_in_turn(tmp_path: Path, tiny_model: BaseModel) -> None:
+    with Device.open(make(tmp_path / "a"), model=tiny_model) as first:
+        first.observe("Where is it?")
+        with Device.open(make(tmp_path / "b"), model=tiny_model) as second:
+            with pytest.raises(ConfigError, match="close the device"):
+                second.observe("Where is it?")
+            first.close()
+            second.observe("Where is it?")
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_said_during_training_waits_and_changes_nothing(tmp_path: Path, tiny_model: BaseModel) -> None:
+    def say() -> None:
+        seen.append(device.observe("Where is my hat?", dialogue_id="first").dialogue.response)
+
+    def progress(step: Progress) -> None:
+        if step.step == 1:
+            thread.start()
+            thread.join(0.2)
+        assert not seen, "the model is being trained"
+
+    states, seen = [], list[str]()
+    for name, follow in (("quiet", None), ("busy", progress)):
+        with Device.open(make(tmp_path / name), model=tiny_model, annotator=Oracle(IDEALS)) as device:
+            thread = threading.Thread(target=say)
+            feed(device, 0, 20)
+            assert device.learn(progress=follow).outcome == "promoted"
+            if follow:
+                thread.join()
+            states.append(device._model.state("personal"))
+            (answer,) = seen or [""]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert answer == seen[0]
 
 
 def test_closing_leaves_the_base_as_it_was(tmp_path: Path, tiny_model: BaseModel) -> None:
@@ -243,6 +604,7 @@ def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) 
 
 
 def test_settings_survive_the_file(tmp_path: Path) -> None:
-    settings = DeviceSettings.parse({**SMALL, "adapter": {"target_modules": ["q_proj"], "top_layers": 1}})
+    changes = {"adapter": {"target_modules": ["q_proj"], "top_layers": 1}, "finetuning": {"clip_norm": math.inf}}
+    settings = DeviceSettings.parse({**SMALL, **changes, "device": "cpu", "eoe": "histogram"})
     Device.create(tmp_path / "d", settings)
     assert DeviceSettings.load(tmp_path / "d" / "device.toml") == settings

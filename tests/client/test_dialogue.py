@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.dialogue import Annotation, Dialogue, Example, Origin, Verdict, derive_id, derive_seed
+from client.dialogue import Annotation, Dialogue, Example, Origin, Verdict, derive_id, derive_seed, shown_id
 from florilegium.errors import InputError
 
 SECRET = "my locker code is 4711"
@@ -49,6 +49,23 @@ def test_an_ideal_answer_goes_with_its_verdict_alone() -> None:
     with pytest.raises(InputError):
         Annotation(dialogue_id="d", verdict=Verdict.IDEAL)
     assert Annotation(dialogue_id="d", verdict=Verdict.SKIP).origin is Origin.ASKED
+
+
+@pytest.mark.parametrize("dialogue_id", ["", "my locker code", "ключ", "x" * 65, "a/b", "d1\n"])
+def test_an_identifier_cannot_be_a_text(dialogue_id: str) -> None:
+    for make in (
+        lambda: Dialogue(question="q", response="r", dialogue_id=dialogue_id),
+        lambda: Annotation(dialogue_id=dialogue_id, verdict=Verdict.SKIP),
+    ):
+        with pytest.raises(InputError, match=f"{len(dialogue_id)} characters of any kind") as caught:
+            make()
+        assert len(dialogue_id) < 2 or dialogue_id not in str(caught.value)
+    assert shown_id(dialogue_id) == f"of {len(dialogue_id)} characters"
+
+
+def test_an_identifier_may_be_a_program_s_own() -> None:
+    for dialogue_id in ("d1", "2026-01-02T10:00:00", "user_7.chat-3:12", "x" * 64):
+        assert Dialogue(question="q", response="r", dialogue_id=dialogue_id).dialogue_id == shown_id(dialogue_id)
 
 
 def test_an_original_is_its_own_source() -> None:
