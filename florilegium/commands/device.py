@@ -72,7 +72,7 @@ def init(
     Device.create(directory, DeviceSettings.parse(values, source="--set"))
     if with_lexicons:
         copy_lexicons(directory / "lexicons")
-    _print(f"{directory} is ready; its settings are in {directory / 'device.toml'}")
+    console.print(f"{directory} is ready; its settings are in {directory / 'device.toml'}")
 
 
 @app.command()
@@ -105,15 +105,15 @@ def _turn(device: Device, line: str, last: Dialogue | None) -> Dialogue | None:
         _print_reply(last)
     elif command == "/edit" and last is not None and text.strip():
         kept = device.edit(last, text)
-        _print("noted" if kept else "not noted: it is too long for a bin of the buffer", style="dim")
+        console.print("noted" if kept else "not noted: it is too long for a bin of the buffer", style="dim")
     elif command.startswith("/"):
-        _print(_CHAT_HELP, style="dim")
+        console.print(_CHAT_HELP, style="dim")
     else:
         was_due = device.due
         seen = device.observe(line)
         last = seen.dialogue
         _print_reply(last)
-        _print(f"{seen.decision.action}: {seen.decision.reason}", style="dim")
+        console.print(f"{seen.decision.action}: {seen.decision.reason}", style="dim")
         if not was_due:
             _print_due(device)
     return last
@@ -127,18 +127,13 @@ def _ask(prompt: str) -> str:
         return ""
 
 
-def _print(text: str, *, style: str | None = None) -> None:
-    """Print a line as it is, however long: a terminal folds it, a file keeps it whole."""
-    console.print(text, style=style, soft_wrap=True)
-
-
 def _print_reply(dialogue: Dialogue) -> None:
-    console.print(Text("device", style="bold"), dialogue.response, soft_wrap=True)
+    console.print(Text("device", style="bold"), dialogue.response)
 
 
 def _print_due(device: Device) -> None:
     if device.due:
-        _print("a learning round is due: /learn starts it", style="dim")
+        console.print("a learning round is due: /learn starts it", style="dim")
 
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, object], int, str]]:
@@ -204,7 +199,7 @@ def observe(
                     _print_round(report)
             bar.advance(task)
     if not as_json:
-        _print(f"{len(rows)} dialogues seen")
+        console.print(f"{len(rows)} dialogues seen")
 
 
 @app.command()
@@ -239,7 +234,7 @@ def _annotate_from(device: Device, answers: Sequence[tuple[str, str, str | None]
     for dialogue_id, verdict, ideal in (answer for answer in answers if answer[0] in held):
         user.answer(dialogue_id, verdict, ideal)
     gone = sum(answer[0] not in held for answer in answers)
-    _print(f"{len(answers) - gone} answers stored, {gone} to dialogues that are no longer in the buffer")
+    console.print(f"{len(answers) - gone} answers stored, {gone} to dialogues that are no longer in the buffer")
 
 
 def _annotate_by_hand(device: Device) -> None:
@@ -248,12 +243,12 @@ def _annotate_by_hand(device: Device) -> None:
     user = QueueAnnotator(device.buffer)
     pending = device.buffer.pending()
     if not pending:
-        _print("nothing is asked; questions come with a learning round")
+        console.print("nothing is asked; questions come with a learning round")
     with suppress(EOFError):
         for position, item in enumerate(pending, start=1):
             console.rule(f"{position} of {len(pending)}")
-            _print(f"You asked: {item.dialogue.question}")
-            _print(f"It answered: {item.dialogue.response}")
+            console.print(f"You asked: {item.dialogue.question}")
+            console.print(f"It answered: {item.dialogue.response}")
             while not _answer_by_hand(user, item.dialogue):
                 pass
 
@@ -312,7 +307,7 @@ def _print_round(report: RoundReport) -> None:
             table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
     if report.outcome in _ADVICE:
-        _print(_ADVICE[report.outcome])
+        console.print(_ADVICE[report.outcome])
 
 
 @app.command()
@@ -422,7 +417,7 @@ def forget(
     """
     with _open(directory) as device:
         device.forget(device.buffer.identify(dialogue_id))
-    _print(
+    console.print(
         f"forgotten, and with it every adapter; a learning round makes a new one: florilegium device learn {directory}"
     )
 
@@ -435,4 +430,4 @@ def roll_back(directory: Directory) -> None:
     """
     with _open(directory) as device:
         version = device.roll_back()
-    _print("the bare base model is in use" if version is None else f"adapter version {version} is in use")
+    console.print("the bare base model is in use" if version is None else f"adapter version {version} is in use")

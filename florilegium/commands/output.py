@@ -1,6 +1,6 @@
 """What commands share: where results, messages and progress go.
 
-Nothing that is printed is read as markup: it may be a path, an identifier or what a user said.
+Nothing that is printed is read as markup or cut into lines: it may be a path, an identifier or what a user said.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-console = _Console(highlight=False, markup=False, emoji=False)
-_errors = _Console(highlight=False, markup=False, emoji=False, stderr=True)
+console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+_errors = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def print_error(message: str) -> None:
     """Print what is wrong, on one line of standard error."""
-    _errors.print(Text("error:", style="bold red"), message, soft_wrap=True)
+    _errors.print(Text("error:", style="bold red"), message)
 
 
 def print_json(value: Mapping[str, object]) -> None:
