@@ -1,10 +1,12 @@
 """Our rule, the default: fill the bins with what is the user's own, said once, and of late.
 
 A newcomer takes the bin of its *twin*, a set so near that the two differ less than `twin_share` of what sets usually
-do: people repeat themselves, and what they say last holds. Else it is kept while there is room. In a full buffer every
-set and the newcomer get a value,
+do: people repeat themselves, and what they say last holds. A twin that its user answered about stays, and the newcomer
+goes: an answer is worth more than a repetition of its question. Else the newcomer is kept while there is room. In a
+full buffer every set and the newcomer get a value,
 
     value = mean(r(EOE), r(words), r(possessives)) + novelty · r(1 − cos to the nearest other) + recency · r(arrival)
+            + answered · [its user answered about it]
 
 where r is the rank among them all, from 0 to 1, ties shared; the lowest value leaves, be it the newcomer's.
 
@@ -13,7 +15,7 @@ no metric drowns the others and no base model needs thresholds of its own. What 
 neighbour, not the mean over a domain. Personal matters are asked about with possessives and in more words than small
 talk; in a language where they are not, these ranks are equal and change nothing. Recency lets stale facts go. DSS and
 the surprisal of the question are left out: small talk is full of lexicon words, and surprisal is as low or as high as
-the base model's training made it; on held-out users neither helped.
+the base model's training made it; on users that nothing was reported on neither helped.
 """
 
 from __future__ import annotations
@@ -42,13 +44,14 @@ class ImprovedConfig:
         novelty: weight of the distance to the nearest other set, against 1 for the mean of the qualities.
         recency: weight of the time of arrival.
         twin_share: sets nearer than this share of the median distance are twins.
+        answered: weight of an answer. What users said is not thrown away lightly; measured on users of the built-in
+            world, 0 and 0.5 do equally well.
     """
 
     novelty: float = 0.3
     recency: float = 0.2
     twin_share: float = 0.05
-    answered: float = 0.0
-    keeps_answered_twin: bool = False
+    answered: float = 0.5
 
 
 def share_of_rank(values: Floats) -> Floats:
@@ -69,7 +72,7 @@ class Improved:
     config: ImprovedConfig = ImprovedConfig()
 
     def decide(self, newcomer: Scored, held: Held, rng: np.random.Generator) -> Decision:
-        """Replace the newcomer's twin, else keep while there is room, else let the lowest value leave."""
+        """Let the newcomer or its twin leave; else keep while there is room; else let the lowest value leave."""
         del rng
         if not len(held):
             return Decision(action=Action.KEEP, reason="room")
@@ -77,7 +80,7 @@ class Improved:
         nearest = int(distances.argmin())
         evidence = {"distance": float(distances[nearest]), "usual_distance": float(np.median(distances))}
         if evidence["distance"] <= self.config.twin_share * evidence["usual_distance"]:
-            if self.config.keeps_answered_twin and held.answered[nearest]:
+            if held.answered[nearest]:
                 return Decision(action=Action.DROP, reason="answered-twin", evidence=evidence)
             return Decision(action=Action.REPLACE, victim_id=held.ids[nearest], reason="newer-twin", evidence=evidence)
         if held.has_room:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,9 @@ def test_the_index_equals_the_naive_reference_after_any_changes(
             row = place % capacity
             held.replace(row, scored, number)
             kept[row] = scored
+        if place % 3 == 0:
+            held.note_answer(scored.dialogue_id, answered=True)
+            kept[kept.index(scored)] = replace(scored, answered=True)
         check_against_naive(held, kept)
     rebuilt = Held.build(capacity, list(zip(kept, held.arrived.tolist(), strict=True)))
     assert rebuilt.idd.tolist() == held.idd.tolist(), "to the bit"
@@ -60,6 +65,9 @@ def check_against_naive(held: Held, kept: list[Scored]) -> None:
             assert held.nearest[row] == -1
     assert held.eoe.tolist() == [scored.eoe for scored in kept]
     assert held.dss.tolist() == [scored.dss for scored in kept]
+    assert held.answered.tolist() == [scored.answered for scored in kept]
+    oldest = min(range(len(kept)), key=lambda row: (kept[row].answered, held.arrived[row]), default=None)
+    assert held.oldest_unanswered == (None if oldest is None else kept[oldest].dialogue_id)
 
 
 @settings(max_examples=30, deadline=None)

@@ -140,3 +140,22 @@ def test_the_value_by_hand() -> None:
     # d0 has (1 + 1/4 + 1/4) / 3 + 0.3 / 2 + 0 = 0.650, d1 (0 + 1/4 + 1) / 3 + 0.3 / 2 + 0.2 / 2 = 0.667.
     assert decision.evidence["lowest_value"] == pytest.approx(0.65)
     assert decision.victim_id == "d0"
+
+
+def test_a_twin_that_its_user_answered_about_stays() -> None:
+    held = Held(20)
+    feed(Improved(), held, [make_scored(key, key) for key in range(10)])
+    held.note_answer("d3", answered=True)
+    (decision,) = feed(Improved(), held, [replace(make_scored(99, 3), dialogue_id="d99")])
+    assert (decision.action, decision.reason) == (Action.DROP, "answered-twin")
+    assert "d3" in held.ids
+
+
+def test_what_was_answered_outlasts_its_equals() -> None:
+    held = Held(4)
+    stream = [make_scored(key, key) for key in range(4)]
+    feed(Improved(config=ImprovedConfig(recency=0.0)), held, stream)
+    for key in range(4):
+        held.note_answer(f"d{key}", answered=key != 2)
+    decisions = feed(Improved(config=ImprovedConfig(recency=0.0)), held, [make_scored(9, 9, words=20)])
+    assert [decision.victim_id for decision in decisions] == ["d2"]
