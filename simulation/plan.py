@@ -55,7 +55,7 @@ class CompareConfig(Settings):
     holdout_bins: int = Field(16, ge=1)
     synthesis_count: int = Field(2, ge=0, le=16)
     shots: int = Field(3, ge=1, le=16)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(8, ge=1)
     rank: int = Field(8, ge=1)
