@@ -331,9 +331,9 @@ class PrivateBuffer:
         if prefix in found:
             return prefix
         if len(found) != 1:
-            name = shown_id(prefix)
-            problem = f"{len(found) or 'no'} dialogue{'s begin' if found else ' begins'} with {name}"
-            raise InputError(problem, "give more characters" if found else "it may be forgotten, or too long ago")
+            count = f"{len(found)} dialogues match" if found else "no dialogue matches"
+            remedy = "give more of its characters" if found else "it may be forgotten, or too long ago"
+            raise InputError(f"{count} the identifier {shown_id(prefix)}", remedy)
         return found[0]
 
     def decision(self, dialogue_id: str) -> Decision | None:

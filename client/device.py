@@ -275,7 +275,7 @@ class Device:
 
     @property
     def due(self) -> bool:
-        """Whether enough dialogues came since the last round, or the adapter was lost with something forgotten."""
+        """Whether enough dialogues came since the last round, or the adapter was lost: to a forgetting, to settings."""
         last = int(self.buffer.meta(_ROUND_SEEN) or 0)
         return self.buffer.meta(_ROUND_DUE) is not None or self.buffer.seen - last >= self.settings.round_every
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client import buffer as buffer_module
+from client import buffer_tables
 from client.buffer import DayCounts, PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Example, Verdict
 from client.selection import POLICIES, Lexicons
@@ -471,7 +472,7 @@ def test_values_of_a_caller(opened: Opener) -> None:
 def test_several_values_are_stored_together_or_not_at_all(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = opened()
     buffer.update_meta({"round": "1", "seen": "8"})
-    put, calls = buffer_module.tables.put_value, iter(range(9))
+    put, calls = buffer_tables.put_value, iter(range(9))
 
     def fail_at_the_second(*values: object) -> None:
         if next(calls):
@@ -538,12 +539,12 @@ def test_an_identifier_is_known_by_its_beginning(opened: Opener) -> None:
         buffer.offer(dialogue(key), embedded(len(key)))
     assert [buffer.identify(prefix) for prefix in ("dabc", "dabd", "dab")] == ["dabc", "dabd", "dab"]
     assert buffer.forget("dab")
-    with pytest.raises(InputError, match="2 dialogues begin with dab; give more characters"):
+    with pytest.raises(InputError, match="2 dialogues match the identifier dab; give more"):
         buffer.identify("dab")
     assert buffer.forget("dabc")
     assert buffer.identify("dab") == "dabd"
     for prefix, shown in (("x", "x"), ("forgotten", "forgotten"), ("%", "of 1 char"), ("my secret", "of 9 characters")):
-        with pytest.raises(InputError, match=f"no dialogue begins with {shown}"):
+        with pytest.raises(InputError, match=f"no dialogue matches the identifier {shown}"):
             buffer.identify(prefix)
 
 

@@ -476,7 +476,8 @@ def test_a_device_has_lexicons_of_its_own(tmp_path: Path, tiny_model: BaseModel)
         seen = device.observe("Where is the box?", "There.")
         (item,) = device.buffer.dialogues()
         (embedding,) = tiny_model.embed([seen.dialogue])
-        assert (item.scored.domain, item.scored.eoe) == ("things", pytest.approx(embedding.eoe_histogram))
+        assert item.scored.domain == "things"
+        assert item.scored.eoe == pytest.approx(embedding.eoe_histogram)
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------

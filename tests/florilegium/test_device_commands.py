@@ -131,14 +131,14 @@ def test_dialogues_are_found_and_named_by_the_beginning_of_their_identifier(
     (decision,) = lines(program("why", device, ids[0][:8], "--json")[1])
     assert decision["dialogue_id"] == ids[0]
     code, _, err = program("forget", device, "")
-    assert (code, err) == (3, "error: 5 dialogues begin with of 0 characters; give more characters\n")
+    assert (code, err) == (3, "error: 5 dialogues match the identifier of 0 characters; give more of its characters\n")
     code, out, _ = program("forget", device, ids[0][:8])
     assert code == 0
     assert "florilegium device learn" in out
     assert lines(program("status", device, "--json")[1])[0]["round_due"] is True
     code, _, err = program("forget", device, ids[0][:8])
     assert code == 3
-    assert f"no dialogue begins with {ids[0][:8]}" in err
+    assert f"no dialogue matches the identifier {ids[0][:8]}" in err
 
 
 def test_what_is_asked_can_be_listed_and_answered(device: str, log: str, program: Program, tmp_path: Path) -> None:
