@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -211,7 +212,6 @@ def test_a_question_of_characters_with_many_tokens_ends_in_a_prompt_or_an_error(
     tiny_tokenizer: PreTrainedTokenizerFast, context: int
 ) -> None:
     chat = ChatFormat(tiny_tokenizer, context)
-    try:
+    # The format takes four tokens, each character four, and a quarter of the context is the answer's: ten hold one.
+    with nullcontext() if context >= 10 else pytest.raises(ModelError, match="the chat format alone takes"):
         assert len(chat.prompt("\U0001f33a\U0001f33c").ids) <= context
-    except ModelError as error:
-        assert "the chat format alone takes" in str(error)

@@ -26,10 +26,10 @@ def test_the_base_model_is_an_embedder(shared_tiny_model: BaseModel) -> None:
     assert [embedding.vector.shape for embedding in embedder.embed(DIALOGUES)] == [(32,), (32,)]
 
 
-def test_a_missing_library_is_named(shared_tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigError, match="sentence-transformers, which is not installed; pip install"):
-        SentenceEmbedder("any", shared_tiny_model)
+        SentenceEmbedder("any")
 
 
 @pytest.fixture(scope="module")
