@@ -57,6 +57,7 @@ class Job:
         top_layers: adapt the top k layers alone; 0 adapts all.
         recompute: gradient checkpointing.
         threads: of the arithmetic.
+        dtype: of the random model's weights.
     """
 
     side: Side
@@ -69,6 +70,7 @@ class Job:
     top_layers: int = 0
     recompute: bool = False
     threads: int = 1
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ def load(job: Job) -> Any:
     from transformers import AutoModelForCausalLM
 
     if job.model == HALF_BILLION:
-        return half_billion("bfloat16").requires_grad_(False)
+        return half_billion(job.dtype).requires_grad_(False)
     models: Any = AutoModelForCausalLM
     return models.from_pretrained(locate(job.model), dtype=torch.float32).eval().requires_grad_(False)
 
@@ -352,12 +354,28 @@ def large(
     rounds: Rounds = 1,
     steps: Annotated[int, typer.Option(help="Steps of one row of 256 tokens.")] = 3,
     threads: Threads = 1,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights; by default bfloat16 where the processor multiplies it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Peak memory above the weights of a random model of Qwen2.5-0.5B's shape in bfloat16, recomputing activations."""
+    """Peak memory above the weights of a random model of Qwen2.5-0.5B's shape, recomputing activations."""
+    import torch
+
+    from client.finetuning.precision import resolve_precision
+
+    native = str(resolve_precision("auto", torch.float32, torch.device("cpu"))).removeprefix("torch.")
     sides: tuple[Side, ...] = ("Trainer", "ours")
     base = Job(
-        side="ours", model=HALF_BILLION, rows=steps, shortest=256, longest=256, batch=1, recompute=True, threads=threads
+        side="ours",
+        model=HALF_BILLION,
+        rows=steps,
+        shortest=256,
+        longest=256,
+        batch=1,
+        recompute=True,
+        threads=threads,
+        dtype=dtype or native,
     )
     report(alternate([replace(base, side=side) for side in sides], rounds), ["Trainer"], as_json=as_json)
 
