@@ -140,9 +140,7 @@ def measure(
 ) -> tuple[Measurement, list[Synthesis]]:
     """Synthesize for every example and summarise."""
     started = time.perf_counter()
-    results = [
-        SYNTHESIZERS[mode](model, example, count=count, seed=seed, temperature=temperature) for example in examples
-    ]
+    results = SYNTHESIZERS[mode](model, examples, count=count, seed=seed, temperature=temperature)
     seconds = time.perf_counter() - started
     drops = sum((result.drops for result in results), Counter[str]())
     children = sum(len(result.children) for result in results)

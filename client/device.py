@@ -482,9 +482,9 @@ class Device:
         if self.buffer.children(key) or self.buffer.child_drops(key):
             return
         with self._active() as base:
-            made = SYNTHESIZERS[self.settings.synthesizer](
+            (made,) = SYNTHESIZERS[self.settings.synthesizer](
                 base,
-                original,
+                [original],
                 count=self.settings.synthesis_count,
                 seed=self.settings.seed,
                 temperature=self.settings.synthesis_temperature,

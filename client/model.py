@@ -116,7 +116,7 @@ class BaseModel:
         self,
         prompts: Sequence[list[int] | Prompt],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | Sequence[int] = 64,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         embed: bool = False,
@@ -126,7 +126,7 @@ class BaseModel:
         Args:
             prompts: from `prompt_ids` or `ChatFormat.prompt`; equal ones are read once. Of a bare list every token
                 but the first counts as the question's when an embedding is asked for.
-            max_new_tokens: most tokens of an answer; fewer where the context ends.
+            max_new_tokens: most tokens of an answer, or one number for each; fewer where the context ends.
             temperature: 0 for the likeliest token; above, tokens are drawn.
             seeds: one per prompt, needed for drawing; equal prompts with equal seeds have equal answers.
             embed: also embed each question with its answer, in the same pass.
@@ -135,11 +135,12 @@ class BaseModel:
             ConfigError: an argument is out of its range.
             ModelError: a prompt is empty or leaves no room for an answer.
         """
-        _check_sampling(len(prompts), max_new_tokens, temperature, seeds)
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        _check_sampling(len(prompts), limits, temperature, seeds)
         whole = [_as_prompt(prompt) for prompt in prompts]
         requests = [
-            self._request(prompt, max_new_tokens, seed)
-            for prompt, seed in zip(whole, seeds or [0] * len(whole), strict=True)
+            self._request(prompt, limit, seed)
+            for prompt, limit, seed in zip(whole, limits, seeds or [0] * len(whole), strict=True)
         ]
         generated = generate(
             self.module, requests, stop_ids=self.chat.stop_ids, temperature=temperature, with_states=embed
@@ -247,9 +248,11 @@ def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _check_sampling(count: int, max_new_tokens: int, temperature: float, seeds: Sequence[int] | None) -> None:
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
+def _check_sampling(count: int, limits: Sequence[int], temperature: float, seeds: Sequence[int] | None) -> None:
+    if len(limits) != count:
+        raise ConfigError(f"there are {len(limits)} limits for {count} prompts", "give one number, or one per prompt")
+    if min(limits, default=1) < 1:
+        raise ConfigError(f"max_new_tokens must be >= 1, got {min(limits)}")
     if not 0 <= temperature < math.inf:
         raise ConfigError(f"temperature must be finite and >= 0, got {temperature}", "0 takes the likeliest token")
     if temperature > 0 and seeds is None:

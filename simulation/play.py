@@ -77,7 +77,7 @@ class _Stage:
         self.work = task.work
         self._seeds = (task.config.seed, task.seed, task.user.user_id)
         self.dialogues, self.embeddings = _answer(task, model.base)
-        self._syntheses: dict[tuple[str, Example], Synthesis] = {}
+        self._syntheses: dict[tuple[str, tuple[Example, ...]], list[Synthesis]] = {}
         self._trained: dict[frozenset[Example], _Trained] = {}
         self._scores: dict[tuple[frozenset[Example], str, tuple[tuple[str, str], ...]], ExampleScore] = {}
         self.untrained = self._measure_probe(_Trained(rows=frozenset()))
@@ -90,13 +90,13 @@ class _Stage:
         """Return the user as they would answer on a day of the stream, whenever a question was asked first."""
         return Oracle({turn.turn_id: turn.preferred_on(day) for turn in self.user.stream})
 
-    def synthesize(self, name: str, example: Example) -> Synthesis:
-        """Return what a synthesizer makes of an example: a function of the example alone, so of no arm."""
-        key = (name, example)
+    def synthesize(self, name: str, examples: tuple[Example, ...]) -> list[Synthesis]:
+        """Return what a synthesizer makes of examples: a function of these alone, to the last bit, and so of no arm."""
+        key = (name, examples)
         if key not in self._syntheses:
             count, seed = self.config.synthesis_count, self.seed("synthesis")
             with self.model.active():
-                self._syntheses[key] = SYNTHESIZERS[name](self.model.base, example, count=count, seed=seed)
+                self._syntheses[key] = SYNTHESIZERS[name](self.model.base, examples, count=count, seed=seed)
         return self._syntheses[key]
 
     def train(self, rows: Sequence[Example]) -> _Trained:
@@ -218,7 +218,7 @@ class _Device:
         self._seen = self._day = 0
         self._asked = {"train": 0, "gate": 0}
         self._before: list[Shots] = []  # the examples before each held-out question, in this round
-        self._drops: dict[str, Counter[str]] = {}
+        self._made: dict[str, Synthesis] = {}  # by example
 
     def live(self, number: int, stop: int) -> RoundRecord:
         """Observe the stream up to a turn, then learn once; round 0 does neither."""
@@ -273,7 +273,7 @@ class _Device:
         originals = self._everything() if self._arm.sees_everything else annotated_examples(self._buffer.dialogues())
         if not originals:
             return _Lesson()
-        children = [child for example in originals for child in self._synthesize(example)]
+        children = self._synthesize(originals)
         wanted = number * self._stage.config.annotations_per_round * (1 + self._stage.config.synthesis_count)
         missing = 0 if self._arm.sees_everything else wanted - len(originals) - len(children)
         candidate = self._stage.train([*originals, *children, *_repeated(originals, missing)])
@@ -290,10 +290,12 @@ class _Device:
             if turn.turn_id not in judged
         ]
 
-    def _synthesize(self, example: Example) -> tuple[Example, ...]:
-        synthesis = self._stage.synthesize(self._arm.synthesizer, example)
-        self._drops[example.example_id] = synthesis.drops
-        return synthesis.children
+    def _synthesize(self, originals: Sequence[Example]) -> list[Example]:
+        """Return the children of all originals; those of new ones are written in one go."""
+        new = tuple(example for example in originals if example.example_id not in self._made)
+        made = self._stage.synthesize(self._arm.synthesizer, new)
+        self._made.update((example.example_id, each) for example, each in zip(new, made, strict=True))
+        return [child for example in originals for child in self._made[example.example_id].children]
 
     def _passes(self, candidate: _Trained) -> bool:
         """Let the device's own gate decide; with nothing to judge by, no candidate passes."""
@@ -332,7 +334,7 @@ class _Device:
             },
             kept=Counter(kind_of[item.dialogue.dialogue_id] for item in self._buffer.dialogues()),
             decisions=dict(self._buffer.stats().outcomes),
-            drops=sum(self._drops.values(), Counter[str]()),
+            drops=sum((each.drops for each in self._made.values()), Counter[str]()),
             seconds=time.perf_counter() - began,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from client.dialogue import Example
 from client.model import BaseModel
@@ -14,12 +15,12 @@ __all__ = ["synthesize_none"]
 
 def synthesize_none(
     model: BaseModel,
-    example: Example,
+    examples: Sequence[Example],
     *,
     count: int = 3,
     seed: int,
     temperature: float = DEFAULT_TEMPERATURE,
     rules: Rules = DEFAULT_RULES,
-) -> Synthesis:
+) -> list[Synthesis]:
     """Return no children; see `Synthesizer`."""
-    return Synthesis(children=(), drops=Counter())
+    return [Synthesis(children=(), drops=Counter()) for _ in examples]

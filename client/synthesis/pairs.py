@@ -7,49 +7,65 @@ small model invents must not become a fact about the user.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from client.dialogue import Example
 from client.model import BaseModel
 from client.synthesis.check import DEFAULT_RULES, Reason, Rules, check_answer
 from client.synthesis.questions import draw_questions
-from client.synthesis.sampling import DEFAULT_TEMPERATURE, Outcome, Sampling, Synthesis, child_of, fill
+from client.synthesis.sampling import DEFAULT_TEMPERATURE, Draft, Outcome, Sample, Sampling, Synthesis, child_of, fill
 
 __all__ = ["synthesize_pairs"]
 
 
 def synthesize_pairs(
     model: BaseModel,
-    example: Example,
+    examples: Sequence[Example],
     *,
     count: int = 3,
     seed: int,
     temperature: float = DEFAULT_TEMPERATURE,
     rules: Rules = DEFAULT_RULES,
-) -> Synthesis:
+) -> list[Synthesis]:
     """Return children with a question and a response of the model's own; see `Synthesizer`."""
     sampling = Sampling(count=count, seed=seed, temperature=temperature, rules=rules)
 
-    def draw(attempt: int, siblings: Sequence[Example]) -> list[Outcome]:
-        outcomes = draw_questions(model, example, siblings, attempt, sampling)
-        asked = [outcome for outcome in outcomes if isinstance(outcome, Example)]
-        answered = iter(_answer(model, example, asked, attempt, sampling))
-        return [next(answered) if isinstance(outcome, Example) else outcome for outcome in outcomes]
+    def draw(attempt: int, drafts: Sequence[Draft]) -> list[list[Outcome]]:
+        drawn = draw_questions(model, drafts, attempt, sampling)
+        asked = [
+            (draft.example, outcome)
+            for draft, outcomes in zip(drafts, drawn, strict=True)
+            for outcome in outcomes
+            if isinstance(outcome, Example)
+        ]
+        answered = iter(_answer(model, asked, attempt, sampling))
+        return [[next(answered) if isinstance(each, Example) else each for each in outcomes] for outcomes in drawn]
 
-    return fill(draw, sampling)
+    return fill(draw, examples, sampling)
 
 
 def _answer(
-    model: BaseModel, example: Example, asked: Sequence[Example], attempt: int, sampling: Sampling
+    model: BaseModel, asked: Sequence[tuple[Example, Example]], attempt: int, sampling: Sampling
 ) -> list[Outcome]:
-    """Let the model answer its own questions; return a child or a reason for each."""
-    shots = [(example.question, example.response)]
-    prompts = [model.prompt_ids(child.question, shots=shots) for child in asked]
-    longest = sampling.longest(model, example.response)
-    if not prompts or max(map(len, prompts)) + longest > model.context_length:
-        return [Reason.NO_ROOM] * len(asked)
-    replies = sampling.draw(model, prompts, example.example_id, "answer", attempt, longest=longest)
-    return [
-        check_answer(reply, original=example.response, rules=sampling.rules) or child_of(example, child.question, reply)
-        for child, reply in zip(asked, (" ".join(reply.split()) for reply in replies), strict=True)
-    ]
+    """Let the model answer its own questions, each beside its source; return a child or a reason for each."""
+    seen: Counter[str] = Counter()
+    samples = []
+    for source, child in asked:
+        samples.append(
+            Sample(
+                prompt=model.prompt_ids(child.question, shots=[(source.question, source.response)]),
+                longest=sampling.longest(model, source.response),
+                label=(source.example_id, "answer", attempt, seen[source.example_id]),
+            )
+        )
+        seen[source.example_id] += 1
+    replies = sampling.draw(model, samples)
+    return [_judge(*pair, reply, sampling) for pair, reply in zip(asked, replies, strict=True)]
+
+
+def _judge(source: Example, child: Example, reply: str | None, sampling: Sampling) -> Outcome:
+    if reply is None:
+        return Reason.NO_ROOM
+    text = " ".join(reply.split())
+    return check_answer(text, original=source.response, rules=sampling.rules) or child_of(source, child.question, text)

@@ -1,14 +1,15 @@
-"""Draw samples for one example until enough of them pass.
+"""Draw samples for each example until enough of them pass.
 
-All samples of a batch belong to one example, and every sample's seed derives from its example: what is synthesized for
-an example depends on nothing but that example, the model and the run's seed.
+The samples of all examples share batches, but every sample's seed derives from its own example: what is synthesized for
+an example depends on nothing but that example, the model and the run's seed, up to the rounding of logits that comes
+with a batch's shape. Where not even that may be seen, as on a device that must be able to forget, give one at a time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from client.dialogue import Example, derive_id, derive_seed
@@ -16,7 +17,18 @@ from client.model import BaseModel
 from client.synthesis.check import DEFAULT_RULES, Reason, Rules
 from florilegium.errors import ConfigError
 
-__all__ = ["DEFAULT_TEMPERATURE", "Draw", "Outcome", "Sampling", "Synthesis", "Synthesizer", "child_of", "fill"]
+__all__ = [
+    "DEFAULT_TEMPERATURE",
+    "Draft",
+    "Draw",
+    "Outcome",
+    "Sample",
+    "Sampling",
+    "Synthesis",
+    "Synthesizer",
+    "child_of",
+    "fill",
+]
 
 DEFAULT_TEMPERATURE: Final = 0.7
 
@@ -37,24 +49,25 @@ class Synthesis:
 
 
 class Synthesizer(Protocol):
-    """Write examples that resemble one."""
+    """Write examples that resemble others."""
 
     def __call__(
         self,
         model: BaseModel,
-        example: Example,
+        examples: Sequence[Example],
         *,
         count: int = 3,
         seed: int,
         temperature: float = DEFAULT_TEMPERATURE,
         rules: Rules = DEFAULT_RULES,
-    ) -> Synthesis:
-        """Return up to `count` children of `example`.
+    ) -> list[Synthesis]:
+        """Return up to `count` children of each example, in the order of the examples.
 
         Args:
             model: writes them.
-            example: the row of an annotated dialogue.
-            count: children wanted, and samples in a batch; the paper uses 3 and sees gains up to 6.
+            examples: the rows of annotated dialogues.
+            count: children of an example wanted, and samples drawn for it at a time; the paper uses 3 and sees gains
+                up to 6.
             seed: the run's seed; each sample derives its own from it and the example's identifier.
             temperature: of the sampling; at 0 all samples would be one.
             rules: what a child must satisfy.
@@ -62,6 +75,21 @@ class Synthesizer(Protocol):
         Raises:
             ConfigError: `count` is negative or `temperature` is not above 0.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One text to draw.
+
+    Attributes:
+        prompt: what the model is told.
+        longest: most tokens of the reply.
+        label: what its seed derives from, beside the run's; it names the example first.
+    """
+
+    prompt: list[int] = field(repr=False)
+    longest: int
+    label: tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,40 +109,65 @@ class Sampling:
                 f"the synthesis temperature must be > 0, got {self.temperature}", f"try {DEFAULT_TEMPERATURE}"
             )
 
-    def draw(self, model: BaseModel, prompts: Sequence[list[int]], *labels: str | int, longest: int) -> list[str]:
-        """Return one reply of at most `longest` tokens to each prompt, all in one batch; `labels` name the batch."""
-        seeds = [derive_seed(self.seed, *labels, sample) for sample in range(len(prompts))]
-        replies = model.generate(prompts, max_new_tokens=longest, temperature=self.temperature, seeds=seeds)
-        return [reply.text for reply in replies]
+    def draw(self, model: BaseModel, samples: Sequence[Sample]) -> list[str | None]:
+        """Return a reply to each sample, all drawn in one call; None where the context is too short for it."""
+        fits = [len(sample.prompt) + sample.longest <= model.context_length for sample in samples]
+        drawn = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
+        if not drawn:
+            return [None] * len(samples)
+        replies = model.generate(
+            [sample.prompt for sample in drawn],
+            max_new_tokens=[sample.longest for sample in drawn],
+            temperature=self.temperature,
+            seeds=[derive_seed(self.seed, *sample.label) for sample in drawn],
+        )
+        texts = iter(replies)
+        return [next(texts).text if fit else None for fit in fits]
 
     def longest(self, model: BaseModel, text: str) -> int:
         """Return how many tokens a text that stands in for `text` may take."""
         return int(self.rules.length_ratio * len(model.tokenizer.encode(text, add_special_tokens=False))) + 16
 
 
-Draw: TypeAlias = Callable[[int, Sequence[Example]], Sequence[Outcome]]
+@dataclass(slots=True)
+class Draft:
+    """What is found for one example so far."""
+
+    example: Example
+    children: list[Example] = field(default_factory=list)
+    drops: Counter[str] = field(default_factory=Counter)
+
+    def take(self, outcomes: Sequence[Outcome], count: int) -> None:
+        """Keep the children that are still wanted, and count why the rest was dropped."""
+        for outcome in outcomes:
+            if isinstance(outcome, Reason):
+                self.drops[outcome.value] += 1
+            elif len(self.children) < count:
+                self.children.append(outcome)
+            else:
+                self.drops[Reason.SURPLUS.value] += 1
 
 
-def fill(draw: Draw, sampling: Sampling) -> Synthesis:
-    """Draw batches until enough children are found or the rules' number of batches is spent.
+Draw: TypeAlias = Callable[[int, Sequence[Draft]], Sequence[Sequence[Outcome]]]
+
+
+def fill(draw: Draw, examples: Sequence[Example], sampling: Sampling) -> list[Synthesis]:
+    """Draw batches until every example has enough children or the rules' number of batches is spent.
 
     Args:
-        draw: given the attempt's number and the children so far, returns a child or a reason for each sample.
+        draw: given the attempt's number and the drafts that want more, returns for each of them a child or a reason for
+            every sample.
+        examples: what is to have children.
         sampling: how many children are wanted, and in how many batches.
     """
-    children: list[Example] = []
-    drops: Counter[str] = Counter()
+    drafts = [Draft(example) for example in examples]
     for attempt in range(sampling.rules.batches):
-        if len(children) >= sampling.count:
+        wanting = [draft for draft in drafts if len(draft.children) < sampling.count]
+        if not wanting:
             break
-        for outcome in draw(attempt, children):
-            if isinstance(outcome, Reason):
-                drops[outcome.value] += 1
-            elif len(children) < sampling.count:
-                children.append(outcome)
-            else:
-                drops[Reason.SURPLUS.value] += 1
-    return Synthesis(children=tuple(children), drops=drops)
+        for draft, outcomes in zip(wanting, draw(attempt, wanting), strict=True):
+            draft.take(outcomes, sampling.count)
+    return [Synthesis(children=tuple(draft.children), drops=draft.drops) for draft in drafts]
 
 
 def child_of(example: Example, question: str, response: str) -> Example:

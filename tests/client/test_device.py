@@ -7,7 +7,7 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -367,15 +367,16 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Put a synthesizer in place of all: one child of its own and one too large; return the temperatures asked for."""
     told: list[float] = []
 
-    def write(_: BaseModel, example: Example, *, temperature: float, **__: object) -> Synthesis:
+    def write(_: BaseModel, examples: Sequence[Example], *, temperature: float, **__: object) -> list[Synthesis]:
+        (example,) = examples
         told.append(temperature)
         texts = (f"And {example.question} At {temperature}?", "Where? " * 9999)
         children = [
             replace(example, question=text, example_id=f"{example.source_id}-{n}") for n, text in enumerate(texts)
         ]
-        return Synthesis(children=tuple(children), drops=Counter())
+        return [Synthesis(children=tuple(children), drops=Counter())]
 
-    monkeypatch.setattr("client.device.SYNTHESIZERS", {"questions": write, "none": lambda *_, **__: NOTHING})
+    monkeypatch.setattr("client.device.SYNTHESIZERS", {"questions": write, "none": lambda *_, **__: [NOTHING]})
     return told
 
 

@@ -51,7 +51,7 @@ class Scripted(BaseModel):
         self,
         prompts: Sequence[list[int] | Prompt],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | Sequence[int] = 64,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         embed: bool = False,
@@ -75,7 +75,7 @@ class Fluent(BaseModel):
         self,
         prompts: Sequence[list[int] | Prompt],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | Sequence[int] = 64,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         embed: bool = False,
@@ -329,7 +329,7 @@ def test_children_and_drops_make_up_all_samples(
     shared_tiny_model: BaseModel, replies: list[str], count: int, batches: int
 ) -> None:
     model = Scripted(shared_tiny_model, replies)
-    made = SYNTHESIZERS["questions"](model, make_example(), count=count, seed=1, rules=Rules(batches=batches))
+    (made,) = SYNTHESIZERS["questions"](model, [make_example()], count=count, seed=1, rules=Rules(batches=batches))
     samples = sum(map(len, model.prompts))
     assert len(made.children) + made.drops.total() == samples <= count * batches
     assert len(made.children) == count or samples == count * batches
@@ -341,16 +341,26 @@ def test_children_and_drops_make_up_all_samples(
 
 def test_one_batch_has_one_prompt_and_seeds_of_its_own(shared_tiny_model: BaseModel) -> None:
     model = Scripted(shared_tiny_model, ["none"] * 9)
-    SYNTHESIZERS["questions"](model, make_example(key="b" * 32), count=3, seed=5)
+    SYNTHESIZERS["questions"](model, [make_example(key="b" * 32)], count=3, seed=5)
     prompt = model.prompt_ids(rewrite_prompt(QUESTION))
     assert model.prompts == [[prompt] * 3] * 3
     assert model.seeds == [[derive_seed(5, "b" * 32, attempt, k) for k in range(3)] for attempt in range(3)]
 
 
+def test_only_what_lacks_children_is_drawn_again(shared_tiny_model: BaseModel) -> None:
+    replies = [f"[{GOOD[0]}]", f"[{GOOD[1]}]", "none", f"[{GOOD[2]}]", "none", f"[{GOOD[3]}]"]
+    model = Scripted(shared_tiny_model, replies)
+    examples = [make_example(), make_example("Why? " * 400, key="b" * 32), make_example(key="c" * 32)]
+    made = SYNTHESIZERS["questions"](model, examples, count=2, seed=5)
+    assert [[child.question for child in each.children] for each in made] == [[*GOOD[:2]], [], [GOOD[2], GOOD[3]]]
+    assert [each.drops for each in made] == [{}, {"no-room": 6}, {"no-brackets": 2}]
+    assert [len(prompts) for prompts in model.prompts] == [4, 2]
+
+
 def test_lineage_and_response_are_kept(shared_tiny_model: BaseModel) -> None:
     model = Scripted(shared_tiny_model, [f"[{text}]" for text in GOOD])
     example = make_example()
-    made = SYNTHESIZERS["questions"](model, example, count=4, seed=0)
+    (made,) = SYNTHESIZERS["questions"](model, [example], count=4, seed=0)
     assert [child.question for child in made.children] == list(GOOD)
     for child in made.children:
         assert child.is_synthesized
@@ -362,14 +372,14 @@ def test_lineage_and_response_are_kept(shared_tiny_model: BaseModel) -> None:
 
 def test_what_is_drawn_beyond_the_wanted_is_surplus(shared_tiny_model: BaseModel) -> None:
     model = Scripted(shared_tiny_model, ["none", f"[{GOOD[0]}]", f"[{GOOD[1]}]", f"[{GOOD[2]}]"])
-    made = SYNTHESIZERS["questions"](model, make_example(), count=2, seed=0)
+    (made,) = SYNTHESIZERS["questions"](model, [make_example()], count=2, seed=0)
     assert [child.question for child in made.children] == list(GOOD[:2])
     assert made.drops == {"no-brackets": 1, "surplus": 1}
 
 
 def test_question_too_long_for_the_context_is_not_drawn(shared_tiny_model: BaseModel) -> None:
     model = Scripted(shared_tiny_model, [])
-    made = SYNTHESIZERS["questions"](model, make_example("Why? " * 400), count=3, seed=0)
+    (made,) = SYNTHESIZERS["questions"](model, [make_example("Why? " * 400)], count=3, seed=0)
     assert made.drops == {"no-room": 9}
     assert model.prompts == []
 
@@ -384,7 +394,7 @@ def test_judged_replies_keep_their_order() -> None:
 def test_pairs_are_answered_with_the_annotated_pair_as_example(shared_tiny_model: BaseModel) -> None:
     replies = [f"[{GOOD[0]}]", "none", f"[{GOOD[1]}]", "It departs  at 7:42.", "I like cheese."]
     model = Scripted(shared_tiny_model, [*replies, *["none"] * 6])
-    made = SYNTHESIZERS["pairs"](model, make_example(), count=3, seed=0)
+    (made,) = SYNTHESIZERS["pairs"](model, [make_example()], count=3, seed=0)
     assert [(child.question, child.response) for child in made.children] == [(GOOD[0], "It departs at 7:42.")]
     assert made.drops == {"no-brackets": 7, "answer-strays": 1}
     shots = [(QUESTION, RESPONSE)]
@@ -399,14 +409,13 @@ def test_what_is_made_depends_on_the_example_alone(name: str, shared_tiny_model:
     model = Fluent(shared_tiny_model)
     rules = Rules(rouge_low=0.0)
     one, other = (make_example(SHORT, "It is late.", digit * 32) for digit in "12")
-    alone = SYNTHESIZERS[name](model, one, count=3, seed=3, rules=rules)
-    neighbour = SYNTHESIZERS[name](model, other, count=3, seed=3, rules=rules)
-    after = SYNTHESIZERS[name](model, one, count=3, seed=3, rules=rules)
-    assert alone == after
+    (alone,) = SYNTHESIZERS[name](model, [one], count=3, seed=3, rules=rules)
+    neighbour, beside = SYNTHESIZERS[name](model, [other, one], count=3, seed=3, rules=rules)
+    assert alone == beside
     if name != "none":
         assert alone.children
         assert [child.question for child in alone.children] != [child.question for child in neighbour.children]
-        assert alone != SYNTHESIZERS[name](model, one, count=3, seed=4, rules=rules)
+        assert [alone] != SYNTHESIZERS[name](model, [one], count=3, seed=4, rules=rules)
     assert all(child.source_id == one.source_id and child.is_synthesized for child in alone.children)
     assert len({child.example_id for child in alone.children}) == len(alone.children) <= 3
 
@@ -414,7 +423,7 @@ def test_what_is_made_depends_on_the_example_alone(name: str, shared_tiny_model:
 @pytest.mark.parametrize("name", sorted(SYNTHESIZERS))
 def test_count_zero_draws_nothing(name: str, shared_tiny_model: BaseModel) -> None:
     model = Scripted(shared_tiny_model, [])
-    made = SYNTHESIZERS[name](model, make_example(), count=0, seed=0)
+    (made,) = SYNTHESIZERS[name](model, [make_example()], count=0, seed=0)
     assert (made.children, made.drops.total(), model.prompts) == ((), 0, [])
 
 
@@ -426,7 +435,7 @@ def test_settings_out_of_range_are_refused(
     name: str, count: int, temperature: float, named: str, shared_tiny_model: BaseModel
 ) -> None:
     with pytest.raises(ConfigError, match=named):
-        SYNTHESIZERS[name](shared_tiny_model, make_example(), count=count, seed=0, temperature=temperature)
+        SYNTHESIZERS[name](shared_tiny_model, [make_example()], count=count, seed=0, temperature=temperature)
 
 
 @pytest.mark.parametrize("name", ["questions", "pairs"])
@@ -434,20 +443,22 @@ def test_model_without_a_chat_template_works(name: str, tiny_model: BaseModel) -
     tokenizer = copy.deepcopy(tiny_model.tokenizer)
     tokenizer.chat_template = None
     plain = BaseModel("plain", tiny_model.module, tokenizer)
-    made = SYNTHESIZERS[name](plain, make_example(), count=2, seed=0)
+    (made,) = SYNTHESIZERS[name](plain, [make_example()], count=2, seed=0)
     assert len(made.children) + made.drops.total() == 6
 
 
 def test_nothing_prints_text(shared_tiny_model: BaseModel) -> None:
     model = Scripted(shared_tiny_model, [f"[{text}]" for text in GOOD])
-    assert "York" not in repr(SYNTHESIZERS["questions"](model, make_example(), count=3, seed=0))
+    assert "York" not in repr(SYNTHESIZERS["questions"](model, [make_example()], count=3, seed=0))
 
 
 # --- the measurement -------------------------------------------------------------------------------------------------
 
 
 def test_measurement_counts_what_was_made(shared_tiny_model: BaseModel) -> None:
-    model = Scripted(shared_tiny_model, ["none", f"[{GOOD[0]}]", f"[{GOOD[1]}]", f"[{GOOD[2]}]", *["none"] * 6])
+    first = ["none", f"[{GOOD[0]}]", "none", "none"]  # two samples for each example
+    second = [f"[{GOOD[1]}]", f"[{GOOD[2]}]", "none", "none"]
+    model = Scripted(shared_tiny_model, [*first, *second, "none", "none"])
     examples = [make_example(), make_example("Any ideas?", key="c" * 32)]
     summary, results = measure(model, examples, mode="questions", temperature=0.5, count=2, seed=0)
     # First example: 1 drop and 3 valid of 4 samples; second: 6 drops of 6 samples.
