@@ -204,6 +204,8 @@ def _trainer(job: Job, module: Any, rows: Sequence[tuple[list[int], int]]) -> Pr
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
 
+    from client.finetuning.precision import resolve_precision
+
     layers = int(module.config.num_hidden_layers)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     shape = LoraConfig(
@@ -216,6 +218,7 @@ def _trainer(job: Job, module: Any, rows: Sequence[tuple[list[int], int]]) -> Pr
     )
     peft: Any = get_peft_model(module, shape)
     best = job.side == "Trainer best"
+    native = resolve_precision("auto", torch.float32, torch.device("cpu"))
     data = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows]
 
     def collate(batch: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -237,7 +240,7 @@ def _trainer(job: Job, module: Any, rows: Sequence[tuple[list[int], int]]) -> Pr
         num_train_epochs=job.epochs,
         learning_rate=3e-4,
         lr_scheduler_type="constant",
-        bf16=best,
+        bf16=best and native == torch.bfloat16,
         train_sampling_strategy="group_by_length" if best else "random",
         gradient_checkpointing=job.recompute,
         use_cpu=True,
@@ -327,7 +330,7 @@ def trainer(
     model: Model = SEEDLING,
     as_json: Json = False,
 ) -> None:
-    """Against Trainer with its defaults and with its best settings (bf16, group_by_length)."""
+    """Against Trainer with its defaults and with its best settings (lengths grouped, bf16 where the processor has it)."""
     base = Job(side="Trainer", model=model, rows=rows, batch=batch, epochs=epochs, threads=threads)
     sides: tuple[Side, ...] = ("Trainer", "ours", "Trainer best", "ours fp32")
     results = alternate([replace(base, side=side) for side in sides], rounds)
