@@ -330,7 +330,7 @@ def trainer(
     model: Model = SEEDLING,
     as_json: Json = False,
 ) -> None:
-    """Against Trainer with its defaults and with its best settings (lengths grouped, bf16 where the processor has it)."""
+    """Against Trainer with its defaults and at its best (lengths grouped, bf16 where the processor has it)."""
     base = Job(side="Trainer", model=model, rows=rows, batch=batch, epochs=epochs, threads=threads)
     sides: tuple[Side, ...] = ("Trainer", "ours", "Trainer best", "ours fp32")
     results = alternate([replace(base, side=side) for side in sides], rounds)
