@@ -1,0 +1,1 @@
+"""What coordinates a fleet: rounds, checkpoints, hyperparameters, a registry of adapters. It never sees a dialogue."""

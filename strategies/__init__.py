@@ -1,0 +1,1 @@
+"""Ways of sharing adapters, one file each; pure functions over named tensors."""
