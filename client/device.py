@@ -38,7 +38,7 @@ from client.buffer import PrivateBuffer
 from client.dialogue import Annotation, Dialogue, Example, derive_id, derive_seed
 from client.durable import make_directory, remove_drafts, replace_file, storage_errors
 from client.evaluation import Scores, evaluate, mean_scores, uncertainty
-from client.finetuning import FineTuneConfig, FineTuneReport, Progress, finetune
+from client.finetuning import FineTuneConfig, FineTuneReport, Progress, Target, finetune
 from client.model import BaseModel, Embedding, Generation, load_model
 from client.selection.lexicons import load_lexicons
 from client.selection.policy import Decision
@@ -543,7 +543,7 @@ class Device:
         training = finetune(
             self._model,
             examples,
-            slot=PERSONAL,
+            target=Target(slot=PERSONAL),
             config=config,
             checkpoint=self._checkpoint,
             progress=progress,

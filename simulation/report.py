@@ -13,6 +13,7 @@ from html import escape
 from importlib.resources import files
 from typing import Final
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -21,36 +22,61 @@ from simulation.findings import Verdict, describe, findings, notes, signed, verd
 from simulation.records import METRICS
 from simulation.summary import REFERENCE, ArmSummary, Difference, Estimate, Summary
 
-__all__ = ["comparison_table", "render_report"]
+__all__ = ["comparison_table", "findings_table", "render_report"]
 
 _MAIN_METRICS: Final = ("rouge1", "nll")
 _RICH_STYLES: Final = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.OPEN: ""}
 
 
 def comparison_table(summary: Summary) -> Table:
-    """Return the comparison as a table: scores with intervals, the worst-off tenth, differences, what was spent."""
-    table = Table(
-        title=f"{summary.users} users, {len(summary.seeds)} seeds, mean and 95 % interval", title_justify="left"
+    """Return the comparison as a table of 80 columns: scores with 95 % intervals, the worst-off tenth, differences."""
+    table = _plain_table(
+        f"{summary.users} users, {len(summary.seeds)} seeds, 95 % intervals; low 10%: the worst-off tenth's mean"
     )
     table.add_column("arm", no_wrap=True)
-    for heading in ("ROUGE-1", "worst 10 %", "NLL/token", f"ROUGE-1 − {REFERENCE}", "harmed", "annotations", "rows"):
-        table.add_column(heading, justify="right")
+    for heading in ("ROUGE-1", "low 10%", "NLL", f"ROUGE-1 − {REFERENCE}", "harmed"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, arm in summary.arms.items():
         difference = arm.differences.get(REFERENCE, {}).get("rouge1")
-        style = _RICH_STYLES[verdict(difference, higher_is_better=True)] if difference else ""
         table.add_row(
             f"{name}*" if arm.budget.outside_budget else name,
-            _spread(arm.metrics["rouge1"]),
+            f"{arm.metrics['rouge1'].mean:.3f}",
             f"{arm.metrics['rouge1'].worst10:.3f}",
-            _spread(arm.metrics["nll"]),
-            Text(describe(difference), style=style) if difference else "",
+            f"{arm.metrics['nll'].mean:.3f}",
+            _coloured(difference) if difference else "",
             f"{difference.share_harmed:.0%}" if difference else "",
-            _per_user(arm.budget.annotations, summary),
-            _per_user(arm.budget.training_rows, summary),
         )
-    if any(arm.budget.outside_budget for arm in summary.arms.values()):
-        table.caption = "* outside the budget: an upper bound.  Annotations and rows are per user."
     return table
+
+
+def findings_table(summary: Summary) -> Table:
+    """Return the questions that a comparison answers, each with its paired difference in ROUGE-1."""
+    table = _plain_table("Paired differences in ROUGE-1")
+    for heading in ("question", "arm − reference"):
+        table.add_column(heading)
+    table.add_column("difference", justify="right", no_wrap=True)
+    for contrast in summary.contrasts:
+        table.add_row(
+            contrast.question, f"{contrast.arm} − {contrast.reference}", _coloured(contrast.metrics["rouge1"])
+        )
+    table.caption = " ".join(notes(summary))
+    return table
+
+
+def _plain_table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _coloured(difference: Difference) -> Text:
+    return Text(describe(difference), style=_RICH_STYLES[verdict(difference, higher_is_better=True)])
 
 
 def render_report(summary: Summary) -> str:

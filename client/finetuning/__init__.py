@@ -5,5 +5,6 @@
 
 from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
 from client.finetuning.loop import finetune
+from client.finetuning.trainable import Anchor, Target
 
-__all__ = ["FineTuneConfig", "FineTuneReport", "Progress", "finetune"]
+__all__ = ["Anchor", "FineTuneConfig", "FineTuneReport", "Progress", "Target", "finetune"]

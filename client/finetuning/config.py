@@ -19,11 +19,12 @@ class FineTuneConfig:
     """How to fine-tune one slot.
 
     Attributes:
-        learning_rate: AdamW's, after the warm-up.
+        learning_rate: the optimizer's, after the warm-up.
+        optimizer: "adamw", or "sgd" without momentum.
         epochs: passes over the examples.
         batch_size: examples a step; an epoch is cut into steps of (nearly) equal size.
         max_steps: stop after so many steps, if the epochs have not ended before.
-        weight_decay: AdamW's; it pulls the adapter to zero, not to where it started.
+        weight_decay: decoupled; it pulls the adapter to zero, not to where it started.
         warmup_steps: steps over which the learning rate rises from zero.
         schedule: "constant", or "cosine" down to zero over all steps.
         clip_norm: bound on the gradient's norm; infinite leaves it alone.
@@ -43,6 +44,7 @@ class FineTuneConfig:
     """
 
     learning_rate: float = 3e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     epochs: int = 3
     batch_size: int = 16
     max_steps: int | None = None

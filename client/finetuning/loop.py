@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -28,9 +28,10 @@ from client.finetuning.head import weighted_nll
 from client.finetuning.interrupt import InterruptGate
 from client.finetuning.memory import PeakMeter, make_plan, resident_bytes
 from client.finetuning.network import Network, recomputed_activations, training_network
-from client.finetuning.optimizer import AdamW, learning_rate
+from client.finetuning.optimizer import Optimizer, learning_rate, make_optimizer
 from client.finetuning.plan import Plan
 from client.finetuning.precision import base_dtype, resolve_precision
+from client.finetuning.trainable import Target, Trainable, trainable
 from client.finetuning.trunk import TrunkCache
 from florilegium.errors import MemoryBudgetError
 
@@ -39,24 +40,24 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune"]
 
-_PERSONAL = "personal"
+_PERSONAL = Target(slot="personal")
 
 
 def finetune(
     model: AdaptedModel,
     examples: Sequence[Example],
     *,
-    slot: str = _PERSONAL,
+    target: Target = _PERSONAL,
     config: FineTuneConfig | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FineTuneReport:
-    """Train `slot` on the examples' responses, the other slots active and frozen beside it.
+    """Train a slot on the examples' responses, other slots active and frozen beside it.
 
     Args:
         model: the base with its adapters; nothing else may use it meanwhile.
         examples: what to learn; their order is of no account.
-        slot: the adapter to train, from the state it is in.
+        target: what to train, from the state it is in.
         config: how; the defaults if None.
         checkpoint: a file to save the state in now and then and when interrupted. A later call for the same work goes
             on from there, to the same result bit for bit. It is deleted at the end.
@@ -74,11 +75,12 @@ def finetune(
     began = time.monotonic()
     config = config or FineTuneConfig()
     rows = make_rows(model, examples)
-    start = model.flat(slot).clone()
+    flat = model.flat(target.slot)
+    start = flat.clone()
     kept = False
     try:
-        with PeakMeter(model.flat(slot).device) as meter, InterruptGate() as gate:
-            with _prepared(model, slot, rows, config, checkpoint) as run:
+        with PeakMeter(flat.device) as meter, InterruptGate() as gate:
+            with _prepared(model, target, rows, config, checkpoint) as run:
                 stopped = _train(run, gate, checkpoint, progress)
             gate.check()
             kept = not stopped
@@ -86,28 +88,28 @@ def finetune(
                 discard_checkpoint(checkpoint)
     finally:
         if not kept:
-            model.flat(slot).copy_(start)
+            flat.copy_(start)
     return run.report(time.monotonic() - began, meter.peak_bytes, stopped)
 
 
 @contextmanager
 def _prepared(
-    model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig, checkpoint: Path | None
+    model: AdaptedModel, target: Target, rows: Sequence[Row], config: FineTuneConfig, checkpoint: Path | None
 ) -> Iterator[_Run]:
-    work = _fingerprint(model, slot, rows, config)
+    work = _fingerprint(model, target, rows, config)
     saved = read_checkpoint(checkpoint, work) if checkpoint is not None else None
     with ExitStack() as stack:
-        network, plan = _fitting(stack, model, slot, rows, config, checkpoint is not None, saved)
+        network, plan = _fitting(stack, model, target, rows, config, checkpoint is not None, saved)
         if plan.recompute:
             stack.enter_context(recomputed_activations(network))
-        gradient = stack.enter_context(_flat_gradient(model, slot))
-        yield _Run(network, plan, rows, config, model.flat(slot), gradient, work, saved)
+        gradient = stack.enter_context(_flat_gradient(model, target.slot))
+        yield _Run(network, plan, rows, config, _Moved.of(model, target, config), gradient, work, saved)
 
 
 def _fitting(
     stack: ExitStack,
     model: AdaptedModel,
-    slot: str,
+    target: Target,
     rows: Sequence[Row],
     config: FineTuneConfig,
     saves: bool,
@@ -115,10 +117,11 @@ def _fitting(
 ) -> tuple[Network, Plan]:
     """Enter the network of the first precision in which the work fits the budget, and return it with its plan."""
     preferred = Plan.of_checkpoint(saved.notes) if saved is not None else None
+    slot = target.slot
     precisions = _precisions(model, slot, config, saved)
     for dtype in precisions:
         with ExitStack() as attempt:
-            network = attempt.enter_context(training_network(model, slot, dtype))
+            network = attempt.enter_context(training_network(model, slot, dtype, beside=target.beside))
             size = model.flat(slot).numel()
             try:
                 plan = make_plan(network, rows, config, parameters=size, saves=saves, preferred=preferred)
@@ -160,12 +163,20 @@ def _flat_gradient(model: AdaptedModel, slot: str) -> Iterator[Tensor]:
             parameter.grad = None
 
 
-def _fingerprint(model: AdaptedModel, slot: str, rows: Sequence[Row], config: FineTuneConfig) -> str:
+def _fingerprint(model: AdaptedModel, target: Target, rows: Sequence[Row], config: FineTuneConfig) -> str:
     settings = replace(config, checkpoint_steps=1)  # when it is saved changes nothing
-    states = [hashlib.blake2b(model.flat(name).cpu().numpy().tobytes()).hexdigest() for name in model.slots]
+    states = [_digest(model.flat(name)) for name in model.slots]
     shapes = [repr(model.config(name)) for name in model.slots]
+    points = [target.core or {}, (target.anchor and target.anchor.point) or {}]
+    given = [f"{key}:{_digest(tensor)}" for tensors in points for key, tensor in tensors.items()]
     content = [f"{row.example_id}:{row.start}:{row.ids}" for row in rows]
-    return derive_id("finetune", model.base.name, slot, repr(settings), *shapes, *states, *content)
+    return derive_id(
+        "finetune", model.base.name, repr(target), repr(settings), *shapes, *states, *given, "rows", *content
+    )
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _train(run: _Run, gate: InterruptGate, checkpoint: Path | None, progress: Callable[[Progress], None] | None) -> str:
@@ -195,6 +206,43 @@ class _Tally:
     loss_last: float = math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """What moves, what moves it, and what it stays near to."""
+
+    trainable: Trainable
+    optimizer: Optimizer
+    anchor: Tensor | None
+    anchor_weight: float
+
+    @classmethod
+    def of(cls, model: AdaptedModel, target: Target, config: FineTuneConfig) -> Self:
+        """Prepare the slot in the state it is in; a checkpoint may be put over it afterwards."""
+        moving = trainable(model, target)
+        weight = target.anchor.weight if target.anchor is not None else 0.0
+        point = None
+        if target.anchor is not None and weight > 0:
+            given = target.anchor.point
+            point = moving.values.clone() if given is None else moving.at(given)
+        return cls(moving, make_optimizer(moving.values, config), point, weight)
+
+    def gradient(self, of_slot: Tensor) -> Tensor:
+        """Return the gradient of the loss and the anchor, `(size,)`."""
+        pulled = self.trainable.pull(of_slot)
+        if self.anchor is None:
+            return pulled
+        return torch.add(pulled, self.trainable.values - self.anchor, alpha=self.anchor_weight)
+
+    def step(self, gradient: Tensor, rate: float) -> None:
+        """Move the values, and the slot with them."""
+        self.optimizer.step(gradient, rate)
+        self.trainable.push()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that changes, by name; writing into these is restoring."""
+        return {"parameters": self.trainable.values, **self.optimizer.moments}
+
+
 class _Run:
     """One fine-tuning on its way: where it is, and how it takes a step."""
 
@@ -204,14 +252,13 @@ class _Run:
         plan: Plan,
         rows: Sequence[Row],
         config: FineTuneConfig,
-        parameters: Tensor,
+        moved: _Moved,
         gradient: Tensor,
         work: str,
         saved: Checkpoint | None,
     ) -> None:
         self.network, self.plan, self.rows, self.config = network, plan, rows, config
-        self.parameters, self.gradient, self.work = parameters, gradient, work
-        self.optimizer = AdamW(parameters, weight_decay=config.weight_decay)
+        self.moved, self.slot_gradient, self.work = moved, gradient, work
         self.per_epoch = steps_per_epoch(len(rows), config.batch_size)
         self.steps = self.per_epoch * config.epochs
         if config.max_steps is not None:
@@ -235,21 +282,22 @@ class _Run:
     def advance(self, batch: Batch, gate: InterruptGate) -> str:
         """Take one step; return why it could not be taken, if so."""
         loss = self._backward(batch, gate)
-        norm = float(self.gradient.norm())
+        gradient = self.moved.gradient(self.slot_gradient)
+        norm = float(gradient.norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient"
             return f"the {what} was not finite at step {self.step + 1} of {self.steps}; lower the learning rate"
         if norm > self.config.clip_norm:
-            self.gradient.mul_(self.config.clip_norm / norm)
+            gradient.mul_(self.config.clip_norm / norm)
         self.is_whole = False
-        self.optimizer.step(self.gradient, learning_rate(self.config, self.step, self.steps))
+        self.moved.step(gradient, learning_rate(self.config, self.step, self.steps))
         self._count(batch, loss)
         self.is_whole = True
         return ""
 
     def _backward(self, batch: Batch, gate: InterruptGate) -> float:
-        """Collect the gradient of the batch's loss and return the loss."""
-        self.gradient.zero_()
+        """Collect the slot's gradient of the batch's loss and return the loss."""
+        self.slot_gradient.zero_()
         total = 0.0
         for run in micro_batches(batch.rows, max_tokens=self.plan.micro_tokens, packing=self.network.packs):
             gate.check()
@@ -275,15 +323,14 @@ class _Run:
 
     def state(self) -> Checkpoint:
         """Return everything a later call needs to go on from here."""
-        tensors = {"parameters": self.parameters, "mean": self.optimizer.mean, "square": self.optimizer.square}
         notes = asdict(self.tally) | asdict(self.plan) | {"dtype": str(self.network.dtype)}
-        return Checkpoint(fingerprint=self.work, step=self.step, tensors=tensors, notes=notes)
+        return Checkpoint(fingerprint=self.work, step=self.step, tensors=self.moved.tensors(), notes=notes)
 
     def _restore(self, saved: Checkpoint) -> None:
-        own = {"parameters": self.parameters, "mean": self.optimizer.mean, "square": self.optimizer.square}
-        for name, tensor in own.items():
+        for name, tensor in self.moved.tensors().items():
             tensor.copy_(saved.tensors[name])
-        self.step = self.resumed_step = self.optimizer.steps = saved.step
+        self.moved.trainable.push()
+        self.step = self.resumed_step = self.moved.optimizer.steps = saved.step
         for item in fields(_Tally):
             setattr(self.tally, item.name, saved.notes[item.name])
 

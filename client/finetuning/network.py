@@ -121,12 +121,15 @@ class Network:
 
 
 @contextmanager
-def training_network(model: AdaptedModel, slot: str, dtype: torch.dtype) -> Iterator[Network]:
-    """Prepare the model for training `slot`, every other slot active and frozen beside it.
+def training_network(
+    model: AdaptedModel, slot: str, dtype: torch.dtype, *, beside: Sequence[str] | None = None
+) -> Iterator[Network]:
+    """Prepare the model for training `slot`, with other slots active and frozen beside it: all of them if None.
 
     Inside the block the module must not be used for anything else.
     """
-    others = [name for name in model.slots if name != slot and not model.is_blank(name)]
+    chosen = model.slots if beside is None else beside
+    others = [name for name in model.slots if name in chosen and name != slot and not model.is_blank(name)]
     with ExitStack() as stack:
         stack.enter_context(model.active(slot, *others))
         model.train_only(slot)

@@ -1,32 +1,79 @@
-"""AdamW on one flat tensor (Kingma & Ba 1412.6980; decoupled decay, Loshchilov & Hutter 1711.05101).
+"""Optimizers of one flat tensor: AdamW (Kingma & Ba 1412.6980; Loshchilov & Hutter 1711.05101) and SGD.
 
-    m ← β₁ m + (1−β₁) g      v ← β₂ v + (1−β₂) g²      w ← (1 − η λ) w − η m̂ / (√v̂ + ε)
+    AdamW   m ← β₁ m + (1−β₁) g      v ← β₂ v + (1−β₂) g²      w ← (1 − η λ) w − η m̂ / (√v̂ + ε)
+    SGD     w ← (1 − η λ) w − η g
 
-A slot's parameters lie in one piece of memory, so a step is a handful of passes over it, and its whole state is two
-tensors and a count.
+What is trained lies in one piece of memory, so a step is a handful of passes over it, and AdamW's whole state is two
+tensors and a count. SGD has none: what federated averaging was first described with.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from client.finetuning.config import FineTuneConfig
 
-__all__ = ["AdamW", "learning_rate"]
+__all__ = ["SGD", "AdamW", "Optimizer", "learning_rate", "make_optimizer"]
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
+class Optimizer(Protocol):
+    """Move one flat tensor against its gradients.
+
+    Attributes:
+        steps: updates made.
+    """
+
+    steps: int
+
+    @property
+    def moments(self) -> Mapping[str, Tensor]:
+        """The state beside the count, by name; of the parameters' shape, moved in place."""
+        ...
+
+    def step(self, gradient: Tensor, rate: float) -> None:
+        """Move the parameters against `gradient`, at learning rate `rate`."""
+        ...
+
+
+def make_optimizer(parameters: Tensor, config: FineTuneConfig) -> Optimizer:
+    """Return the optimizer that the config names."""
+    kind = SGD if config.optimizer == "sgd" else AdamW
+    return kind(parameters, weight_decay=config.weight_decay)
+
+
+class SGD:
+    """Gradient descent without momentum."""
+
+    def __init__(self, parameters: Tensor, *, weight_decay: float) -> None:
+        self._parameters = parameters
+        self._weight_decay = weight_decay
+        self.steps = 0
+
+    @property
+    def moments(self) -> Mapping[str, Tensor]:
+        """There are none."""
+        return {}
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, rate: float) -> None:
+        """Move the parameters against `gradient`, at learning rate `rate`."""
+        self.steps += 1
+        self._parameters.mul_(1 - rate * self._weight_decay).sub_(gradient, alpha=rate)
+
+
 class AdamW:
-    """The optimizer of one flat tensor.
+    """Adam with decoupled weight decay.
 
     Attributes:
         mean: first moment, shape of the parameters.
         square: second moment.
-        steps: updates made.
     """
 
     def __init__(self, parameters: Tensor, *, weight_decay: float) -> None:
@@ -35,6 +82,11 @@ class AdamW:
         self.mean = torch.zeros_like(parameters)
         self.square = torch.zeros_like(parameters)
         self.steps = 0
+
+    @property
+    def moments(self) -> Mapping[str, Tensor]:
+        """The moments by name."""
+        return {"mean": self.mean, "square": self.square}
 
     @torch.no_grad()
     def step(self, gradient: Tensor, rate: float) -> None:

@@ -22,7 +22,7 @@ __all__ = ["compare", "demo", "report"]
 
 # Sized for two slow cores: without AVX-512 they take about eight minutes.
 DEMO_SEEDS = (0, 1, 2)
-DEMO_USERS = 4
+DEMO_USERS = 3
 DEMO_TURNS = 200
 DEMO_HELDOUT = 24
 DEMO_ARMS = ("none", "retrieval", "local-random", "local-paper", "local-improved-nosynth", "local-improved")
@@ -195,10 +195,12 @@ def _run(draw: _Draw, config: CompareConfig, out: Path | None, *, prefix: str = 
 
 
 def _show(summary: Summary, out: Path, *, as_json: bool) -> None:
-    from simulation.report import comparison_table
+    from simulation.report import comparison_table, findings_table
 
     if as_json:
         typer.echo(summary.model_dump_json())
         return
     console.print(comparison_table(summary))
+    if summary.contrasts:
+        console.print(findings_table(summary))
     console.print(f"The report: {(out / 'report.html').resolve()}")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from simulation.report import comparison_table, render_report
+from simulation.findings import describe
+from simulation.report import comparison_table, findings_table, render_report
 from simulation.summary import Summary
 
 MakeSummary = Callable[..., Summary]
@@ -97,16 +98,25 @@ def test_what_was_kept_is_shown_once_for_each_policy(make_summary: MakeSummary) 
 
 def test_the_table_shows_the_summary_s_numbers(make_summary: MakeSummary) -> None:
     summary = make_summary()
-    text = _text(160, summary)
+    text = _text(80, summary)
     arm = summary.arms["local-improved"]
-    line = next(line for line in text.splitlines() if "local-improved" in line)
+    line = next(line for line in text.splitlines() if line.startswith("local-improved "))
     difference = arm.differences["none"]["rouge1"]
-    assert f"{arm.metrics['rouge1'].mean:.3f} ±" in line
-    assert f"{arm.metrics['rouge1'].worst10:.3f}" in line
-    assert f"│ {difference.mean:+.3f} [" in line
-    assert re.search(r" 24 │ +108 ", line)
+    shown = [f"{arm.metrics['rouge1'].mean:.3f}", f"{arm.metrics['rouge1'].worst10:.3f}"]
+    assert line.split()[1:3] == shown
+    assert f" {difference.mean:+.3f} [".replace("-", "−") in line
     assert "full-stream*" in text
-    assert "outside the budget" in text
+    assert "…" not in text, "nothing is cut at 80 columns"
+
+
+def test_the_findings_are_the_contrasts(make_summary: MakeSummary) -> None:
+    summary = make_summary()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(findings_table(summary))
+    text = console.export_text()
+    for contrast in summary.contrasts:
+        assert describe(contrast.metrics["rouge1"]) in text
+    assert "Outside that budget: full-stream" in " ".join(text.split())
 
 
 def test_without_intervals_none_is_shown(make_summary: MakeSummary) -> None:

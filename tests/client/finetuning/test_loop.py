@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client.adapters import PERSONAL, SHARED, AdaptedModel
 from client.dialogue import Example
-from client.finetuning import FineTuneConfig, Progress, finetune
+from client.finetuning import FineTuneConfig, Progress, Target, finetune
 from client.finetuning.batching import epoch_batches, make_rows
 from florilegium.errors import ConfigError, InputError, StorageError
 
@@ -80,7 +80,7 @@ def test_only_the_asked_slot_moves(
 ) -> None:
     before = {name: tensor.clone() for name, tensor in adapted.module.state_dict().items()}
     generator = torch.get_rng_state()
-    finetune(adapted, examples, slot=slot, config=config)
+    finetune(adapted, examples, target=Target(slot=slot), config=config)
     for name, tensor in adapted.module.state_dict().items():
         assert torch.equal(tensor, before[name]) != (f".{slot}." in name), name
     assert torch.equal(torch.get_rng_state(), generator)
