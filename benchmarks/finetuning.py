@@ -346,10 +346,11 @@ def trunk(
     model: Model = SEEDLING,
     as_json: Json = False,
 ) -> None:
-    """The cache of the frozen trunk's hidden states, against computing them at each visit."""
+    """Adapters on the top layers alone: the cache of the frozen trunk, against Trainer and against no cache."""
     base = Job(side="ours", model=model, rows=128, epochs=epochs, top_layers=top_layers, threads=threads)
-    results = alternate([replace(base, side="ours uncached"), base], rounds)
-    report(results, ["ours uncached"], as_json=as_json)
+    sides: tuple[Side, ...] = ("Trainer", "ours uncached", "ours")
+    results = alternate([replace(base, side=side) for side in sides], rounds)
+    report(results, ["Trainer", "ours uncached"], as_json=as_json)
 
 
 @app.command()

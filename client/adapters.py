@@ -215,6 +215,47 @@ class AdaptedModel:
             self._selected = before
             self._apply()
 
+    @contextmanager
+    def folded(self, residual: Mapping[str, Tensor]) -> Iterator[None]:
+        """Add matrices to the frozen weights within the block; afterwards they are as before, bitwise.
+
+        Args:
+            residual: by layer, keyed as the slots' tensors are without their ending, `(outputs, inputs)`.
+
+        Raises:
+            ConfigError: a layer's weights are quantized, so nothing can be added to them.
+            InputError: there is no such layer, or a matrix has another shape than its weights.
+        """
+        originals: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            for layer, matrix in residual.items():
+                weight, is_transposed = self._weight(layer)
+                added = matrix.t() if is_transposed else matrix
+                if added.shape != weight.shape:
+                    shapes = f"{tuple(matrix.shape)}, the layer's weights are {tuple(weight.shape)}"
+                    raise InputError(f"the residual of {layer!r} is {shapes}", _SAME_SHAPE)
+                originals.append((weight, weight.data))
+                weight.data = weight.data + added.to(weight)
+            yield
+        finally:
+            for weight, data in originals:
+                weight.data = data
+
+    def _weight(self, layer: str) -> tuple[nn.Parameter, bool]:
+        """Return a layer's frozen weights, and whether they are held transposed."""
+        wrapped = dict(self._tuner.named_modules()).get(layer.removeprefix("base_model."))
+        if not isinstance(wrapped, BaseTunerLayer):
+            raise InputError(f"there is no adapted layer {layer!r}", _SAME_SHAPE)
+        base = wrapped.get_base_layer()
+        weight = base.weight
+        assert isinstance(weight, nn.Parameter)
+        if type(weight.data) is not Tensor or not weight.is_floating_point():
+            raise ConfigError(
+                "the base model is quantized, and this way of sharing adds to its weights",
+                "choose a rule that leaves the base as it is: fedit, ffa, rolora, fedsa, flexlora, hetlora or sketch",
+            )
+        return weight, isinstance(base, Conv1D)
+
     def train_only(self, slot: str | None) -> None:
         """Let gradients reach the parameters of `slot` and of nothing else; None freezes all."""
         if slot is not None:

@@ -5,7 +5,8 @@
     ├── InputError         a file or a record cannot be used               exit code 3
     ├── ModelError         a base model cannot be loaded or used           exit code 4
     ├── StorageError       a device directory cannot be read or written    exit code 5
-    └── MemoryBudgetError  the work does not fit the memory it was given   exit code 6
+    ├── MemoryBudgetError  the work does not fit the memory it was given   exit code 6
+    └── PrivacyError       a release breaks a privacy rule or a budget     exit code 7
 
 Messages never quote a dialogue: they name files, line numbers, fields, lengths and identifiers.
 """
@@ -18,6 +19,7 @@ __all__ = [
     "InputError",
     "MemoryBudgetError",
     "ModelError",
+    "PrivacyError",
     "StorageError",
 ]
 
@@ -59,3 +61,9 @@ class MemoryBudgetError(FlorilegiumError):
     """Report work that does not fit the memory budget it was given."""
 
     exit_code = 6
+
+
+class PrivacyError(FlorilegiumError):
+    """Report a release that breaks a privacy rule or a budget; nothing was released."""
+
+    exit_code = 7

@@ -22,7 +22,7 @@ from florilegium.errors import ConfigError
 
 __all__ = ["SamplingConfig", "uniform"]
 
-# 10 · 1.1 is a little more than 11 in floating point, and 11 is meant.
+# 100 · 1.1 is a little more than 110 in floating point, and 110 is meant.
 _SLACK: Final = 1e-9
 
 

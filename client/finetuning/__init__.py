@@ -4,7 +4,7 @@
 """
 
 from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
-from client.finetuning.loop import finetune
+from client.finetuning.loop import finetune, mean_gradient
 from client.finetuning.trainable import Anchor, Target
 
-__all__ = ["Anchor", "FineTuneConfig", "FineTuneReport", "Progress", "Target", "finetune"]
+__all__ = ["Anchor", "FineTuneConfig", "FineTuneReport", "Progress", "Target", "finetune", "mean_gradient"]

@@ -38,7 +38,7 @@ from florilegium.errors import MemoryBudgetError
 if TYPE_CHECKING:
     from client.adapters import AdaptedModel
 
-__all__ = ["finetune"]
+__all__ = ["finetune", "mean_gradient"]
 
 _PERSONAL = Target(slot="personal")
 
@@ -90,6 +90,32 @@ def finetune(
         if not kept:
             flat.copy_(start)
     return run.report(time.monotonic() - began, meter.peak_bytes, stopped)
+
+
+def mean_gradient(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    *,
+    target: Target = _PERSONAL,
+    config: FineTuneConfig | None = None,
+) -> dict[str, Tensor]:
+    """Return the gradient of the mean loss over all examples, without dropout and without a step.
+
+    Returns:
+        It, keyed as the slot's state is.
+
+    Raises:
+        InputError: the examples cannot be used.
+        MemoryBudgetError: the work does not fit `config.memory_mb`.
+    """
+    rows = make_rows(model, examples)
+    with InterruptGate() as gate, _prepared(model, target, rows, config or FineTuneConfig(), None) as run:
+        run.backward(Batch(0, rows), gate, dropout=False)
+        flat = run.slot_gradient.clone()
+        gate.check()
+    parameters = model.parameters(target.slot)
+    parts = torch.split(flat, [parameter.numel() for parameter in parameters.values()])
+    return {key: part.view_as(parameter) for (key, parameter), part in zip(parameters.items(), parts, strict=True)}
 
 
 @contextmanager
@@ -281,7 +307,7 @@ class _Run:
 
     def advance(self, batch: Batch, gate: InterruptGate) -> str:
         """Take one step; return why it could not be taken, if so."""
-        loss = self._backward(batch, gate)
+        loss = self.backward(batch, gate)
         gradient = self.moved.gradient(self.slot_gradient)
         norm = float(gradient.norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -295,7 +321,7 @@ class _Run:
         self.is_whole = True
         return ""
 
-    def _backward(self, batch: Batch, gate: InterruptGate) -> float:
+    def backward(self, batch: Batch, gate: InterruptGate, *, dropout: bool = True) -> float:
         """Collect the slot's gradient of the batch's loss and return the loss."""
         self.slot_gradient.zero_()
         total = 0.0
@@ -303,7 +329,7 @@ class _Run:
             gate.check()
             packed = self.network.pack(run)
             entering = self.cache.entering(packed) if self.cache is not None else None
-            seeds = packed.seeds(self.config.seed, batch.epoch)
+            seeds = packed.seeds(self.config.seed, batch.epoch) if dropout else None
             hidden = self.network.hidden(packed, seeds=seeds, entering=entering)
             weights = packed.token_weights(batch, self.config.normalization)
             loss, _ = weighted_nll(

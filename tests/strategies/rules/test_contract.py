@@ -38,9 +38,7 @@ def make(name: str) -> Rule:
 def assert_close(one: Tensors, other: Tensors, tolerance: float = 2e-5) -> None:
     assert one.keys() == other.keys()
     for key in one:
-        torch.testing.assert_close(
-            one[key], other[key], atol=tolerance, rtol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(one[key], other[key], atol=tolerance, rtol=tolerance)
 
 
 def play(name: str, devices: Sequence[Device], rounds: int = ROUNDS) -> Tensors:

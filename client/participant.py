@@ -1,0 +1,351 @@
+"""Participant: a device's part in a coordinated round, with no network in sight.
+
+    server → assignment → load, train the shared part, train the personal part → clip, noise, encode, check → server
+
+What must outlive the round (the rule's own share, what the codec left unsaid, the personal adapter, the adapters before
+and after between a round's two exchanges) lies in one file, replaced whole, as it was before the round and as it is
+after: a device that was killed, or is asked again by a server that was, answers the same once more. The personal
+adapter is in no reply: what leaves is rebuilt from what the plan declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from client.adapters import PERSONAL, SHARED, AdaptedModel
+from client.dialogue import Example, derive_seed
+from client.durable import make_directory, replace_file, storage_errors
+from client.finetuning import Anchor, FineTuneConfig, Target, finetune, mean_gradient
+from florilegium.errors import InputError, StorageError
+from florilegium.tensors import Tensors, zeros_like
+from privacy.device_level import bound, release_local
+from privacy.egress import Declared, check_out
+from privacy.noise import NoiseSource, SystemSource
+from strategies.codecs import encode_with_feedback, payload_bytes
+from strategies.factors import key_of
+from strategies.gathering import declared_shapes
+from strategies.plan import Plan
+from strategies.rule import Duty, Loaded, Turn
+
+__all__ = ["Assignment", "FileMemory", "Memory", "Participant"]
+
+# Sections of what a device keeps.
+_KEPT: Final = "kept"  # the rule's own share
+_LEFT: Final = "left"  # what the codec left unsaid, one for each exchange of a round
+_PERSONAL: Final = "personal"
+_START: Final = "start"  # the shared adapter before and after this round's work
+_AFTER: Final = "after"
+_OF_ONE_ROUND: Final = (_START, _AFTER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a device is asked in one exchange.
+
+    Attributes:
+        plan: of the fleet.
+        turn: where the fleet is, for a device of this rank.
+        down: the rule's tensors.
+        agreement: the codec's.
+        steps: local optimizer steps of the round, shared and personal together.
+        finetuning: how they are taken; its epochs and steps are replaced.
+        run: names the run, 63 bits: in another run a device starts with its personal adapter alone.
+    """
+
+    plan: Plan
+    turn: Turn
+    down: Tensors = field(repr=False)
+    agreement: Tensors = field(default_factory=dict, repr=False)
+    steps: int
+    finetuning: FineTuneConfig = field(default_factory=FineTuneConfig)
+    run: int = 0
+
+
+class Memory(Protocol):
+    """What a participant keeps between rounds: tensors in named sections, replaced whole."""
+
+    def read(self) -> dict[str, Tensors]:
+        """Return all sections; none before the first write."""
+        ...
+
+    def write(self, sections: Mapping[str, Tensors]) -> None:
+        """Replace all sections at once."""
+        ...
+
+
+class FileMemory:
+    """Sections in one safetensors file, for the owner only.
+
+    Args:
+        path: made with its folder at the first write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Tensors]:
+        """Return all sections.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        if not self._path.exists():
+            return {}
+        try:
+            flat = load_tensors(self._path.read_bytes())
+        except (OSError, SafetensorError, ValueError) as error:
+            problem = f"{self._path} cannot be read: {type(error).__name__}"
+            raise StorageError(problem, "delete it to take part as a new device") from error
+        sections: dict[str, Tensors] = {}
+        for key, tensor in flat.items():
+            section, _, name = key.partition("/")
+            sections.setdefault(section, {})[name] = tensor
+        return sections
+
+    def write(self, sections: Mapping[str, Tensors]) -> None:
+        """Replace the file.
+
+        Raises:
+            StorageError: the disk refuses; the old content stays.
+        """
+        flat = {
+            f"{section}/{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for section, tensors in sections.items()
+            for name, tensor in tensors.items()
+        }
+        with storage_errors(self._path):
+            make_directory(self._path.parent)
+            replace_file(self._path, save_tensors(flat))
+
+
+class Participant:
+    """One device in a fleet.
+
+    Args:
+        model: the base with a shared and a personal slot of the device's rank; one model serves many participants in
+            turn.
+        memory: what is the device's own.
+        key: who it is; seeds derive from it.
+        noise: where local noise comes from.
+    """
+
+    def __init__(self, model: AdaptedModel, memory: Memory, key: str, *, noise: NoiseSource | None = None) -> None:
+        self._model, self._memory, self._key = model, memory, key
+        self._noise = noise or SystemSource()
+
+    def answer(self, task: Assignment, examples: Sequence[Example]) -> Tensors:
+        """Do what is asked and return what leaves the device.
+
+        When this returns, all that must outlive the round is in the memory. Asked the same again, it answers the same.
+
+        Args:
+            task: the assignment.
+            examples: the device's rows.
+
+        Raises:
+            InputError: the rows or what the server sent cannot be used.
+            RefusedError: what would leave breaks a rule; nothing does.
+            MemoryBudgetError: training does not fit.
+            StorageError: the memory cannot be read or written.
+        """
+        plan, turn = task.plan, task.turn
+        assert plan.rule is not None
+        book = _Book.open(self._memory, task.run, turn.round)
+        duty = plan.rule.duty(turn)
+        if duty.work != "nothing":
+            book.after |= self._work(task, duty, book.before, examples)
+        elif _AFTER not in book.after:
+            raise InputError("there is no work of this round to report on", "answer its first exchange before")
+        update = plan.rule.up(book.after[_START], book.after[_AFTER], task.down, turn)
+        left = f"{_LEFT}{turn.exchange}"
+        known = book.before.get(left, {})
+        payload, unsaid = self._release(task, update, {key: known[key] for key in update if key in known})
+        book.after[left] = known | unsaid
+        book.write(self._memory)
+        return payload
+
+    def train_alone(
+        self,
+        plan: Plan,
+        round_number: int,
+        config: FineTuneConfig,
+        steps: int,
+        examples: Sequence[Example],
+        *,
+        run: int = 0,
+    ) -> None:
+        """Train the personal adapter in a plan that shares nothing."""
+        book = _Book.open(self._memory, run, round_number)
+        book.after[_PERSONAL] = self._train_personal(plan, round_number, config, steps, book.before, examples)
+        book.write(self._memory)
+
+    @contextmanager
+    def serving(self, plan: Plan, loaded: Loaded | None) -> Iterator[None]:
+        """Let the model answer as the plan means it to, within the block.
+
+        Args:
+            plan: says which adapters are active.
+            loaded: the shared part as it is now, from the rule's `load`; None without one.
+        """
+        way, sections = plan.personal, _Book.last(self._memory)
+        slots = [] if loaded is None or (way is not None and not way.beside_shared) else [SHARED]
+        if loaded is not None:
+            self._put_shared(loaded)
+        if way is not None and _PERSONAL in sections:
+            self._model.load_state(PERSONAL, sections[_PERSONAL])
+            slots.append(PERSONAL)
+        residual = {} if loaded is None or loaded.residual is None else loaded.residual
+        with self._model.folded(residual), self._model.active(*slots):
+            yield
+
+    def load_shared(self, plan: Plan, down: Tensors, turn: Turn) -> Loaded:
+        """Return the shared part as this device would use it, given what travels down to it."""
+        assert plan.rule is not None
+        return plan.rule.load(down, _Book.last(self._memory).get(_KEPT, {}), turn)
+
+    def _work(
+        self, task: Assignment, duty: Duty, sections: Mapping[str, Tensors], examples: Sequence[Example]
+    ) -> dict[str, Tensors]:
+        plan, turn = task.plan, task.turn
+        assert plan.rule is not None
+        loaded = plan.rule.load(task.down, sections.get(_KEPT, {}), turn)
+        found: dict[str, Tensors] = {}
+        with self._model.folded(loaded.residual or {}):
+            self._put_shared(loaded)
+            if duty.work == "gradient":
+                found[_START] = zeros_like(loaded.adapter)
+                found[_AFTER] = mean_gradient(
+                    self._model, examples, target=_target(plan, duty, loaded), config=task.finetuning
+                )
+                return found
+            found[_START] = self._model.state(SHARED)
+            self._model.load_state(SHARED, loaded.adapter)
+            steps = round(task.steps * plan.shared_share)
+            self._train(_target(plan, duty, loaded), task.finetuning, steps, turn.round, examples)
+            found[_AFTER] = self._model.state(SHARED)
+            found[_KEPT] = plan.rule.keep(found[_AFTER], turn)
+            if plan.personal is not None:
+                found[_PERSONAL] = self._train_personal(
+                    plan, turn.round, task.finetuning, task.steps - steps, dict(sections) | found, examples
+                )
+        return found
+
+    def _train_personal(
+        self,
+        plan: Plan,
+        round_number: int,
+        config: FineTuneConfig,
+        steps: int,
+        sections: Mapping[str, Tensors],
+        examples: Sequence[Example],
+    ) -> Tensors:
+        way = plan.personal
+        assert way is not None
+        shared = sections.get(_AFTER)
+        if way.start == "shared" and shared is not None:
+            self._model.load_state(PERSONAL, shared)
+        elif _PERSONAL in sections:
+            self._model.load_state(PERSONAL, sections[_PERSONAL])
+        else:
+            self._model.reset(PERSONAL, derive_seed(plan.seed, "personal", self._key))
+        anchor = Anchor(weight=way.anchor, point=shared) if way.anchor > 0 and shared is not None else None
+        beside = (SHARED,) if way.beside_shared else ()
+        self._train(Target(slot=PERSONAL, beside=beside, anchor=anchor), config, steps, round_number, examples)
+        return self._model.state(PERSONAL)
+
+    def _train(
+        self, target: Target, config: FineTuneConfig, steps: int, round_number: int, examples: Sequence[Example]
+    ) -> None:
+        if steps < 1:
+            return
+        seed = derive_seed(config.seed, self._key, round_number, target.slot)
+        # A step takes one batch at least, so as many epochs as steps are enough.
+        report = finetune(
+            self._model, examples, target=target, config=replace(config, epochs=steps, max_steps=steps, seed=seed)
+        )
+        if report.stopped:
+            raise InputError(report.stopped, "the round goes on without this device")
+
+    def _put_shared(self, loaded: Loaded) -> None:
+        """Put the shared adapter in its slot; with a core, B is multiplied by it."""
+        state = dict(loaded.adapter)
+        for layer, core in (loaded.core or {}).items():
+            state[key_of(layer, "B")] = state[key_of(layer, "B")] @ core
+        self._model.load_state(SHARED, state)
+
+    def _release(self, task: Assignment, update: Tensors, residual: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the payload, checked, and what it leaves unsaid."""
+        plan, privacy = task.plan, task.plan.privacy
+        if privacy is not None and privacy.placement == "local":
+            update = release_local(update, privacy, self._noise)
+        elif privacy is not None:
+            update = bound(update, privacy)
+        generator = torch.Generator().manual_seed(derive_seed(plan.seed, "codec", self._key, task.turn.round))
+        payload, left = encode_with_feedback(
+            plan.codec, update, residual=residual or None, agreement=task.agreement, generator=generator
+        )
+        shapes = declared_shapes(plan, task.down, self._model.state(SHARED), task.turn)
+        declared = Declared(tensors=plan.codec.declared(shapes))
+        checked, _ = check_out(payload, {}, declared, max_bytes=max(1, payload_bytes(plan.codec, shapes)))
+        return checked, left
+
+
+@dataclass(slots=True)
+class _Book:
+    """What a device keeps, before the round at hand and after it."""
+
+    run: int
+    round: int
+    before: dict[str, Tensors]
+    after: dict[str, Tensors]
+
+    @classmethod
+    def open(cls, memory: Memory, run: int, round_number: int) -> Self:
+        """Open the book at a round: one that was begun before is begun again from where it was."""
+        stored = memory.read()
+        mark = stored.pop(_MARK, {})
+        known_run, known_round = int(mark.get("run", -1)), int(mark.get("round", 0))
+        before, after = _side(stored, "before"), _side(stored, "after")
+        if known_run != run:
+            own = {_PERSONAL: after[_PERSONAL]} if _PERSONAL in after else {}
+            return cls(run, round_number, own, dict(own))
+        if round_number < known_round:
+            raise InputError(
+                f"round {round_number} was asked for after round {known_round}", "go on from the newest checkpoint"
+            )
+        if round_number == known_round:
+            return cls(run, round_number, before, after)
+        lasting = {name: tensors for name, tensors in after.items() if name not in _OF_ONE_ROUND}
+        return cls(run, round_number, lasting, dict(lasting))
+
+    @staticmethod
+    def last(memory: Memory) -> dict[str, Tensors]:
+        """Return what is kept now."""
+        return _side(memory.read(), "after")
+
+    def write(self, memory: Memory) -> None:
+        """Replace what is stored."""
+        mark = {"run": torch.tensor(self.run), "round": torch.tensor(self.round)}
+        sides = (("before", self.before), ("after", self.after))
+        memory.write({_MARK: mark} | {f"{side}.{name}": each for side, held in sides for name, each in held.items()})
+
+
+_MARK: Final = "mark"
+
+
+def _side(stored: Mapping[str, Tensors], side: str) -> dict[str, Tensors]:
+    return {name.removeprefix(f"{side}."): tensors for name, tensors in stored.items() if name.startswith(f"{side}.")}
+
+
+def _target(plan: Plan, duty: Duty, loaded: Loaded) -> Target:
+    anchor = Anchor(weight=plan.proximal) if plan.proximal > 0 else None
+    return Target(slot=SHARED, part=duty.part, core=loaded.core, beside=(), anchor=anchor)

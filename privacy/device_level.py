@@ -1,0 +1,152 @@
+"""Device-level differential privacy of released updates (McMahan et al. 1710.06963): guarantee (b).
+
+    u ← u · min(1, C / ‖u‖)                   every device
+    central:  (Σ u + N(0, (z C)²)) / n        the server adds noise: for whoever sees the models
+    local:    u + N(0, (z 2C)²)               the device adds noise: for whoever sees its updates, too
+
+The unit is a device with all it ever held. Central: neighbouring fleets differ in one device that is there or not, the
+L2 sensitivity of the sum is C (one device *replaced* by another moves it by up to 2C). Local: neighbours are any two
+updates the device could have made, 2C apart at most. z is standard deviation ÷ sensitivity in both.
+
+Devices weigh the same, and n is the cohort that was configured, never the count of replies: a weight, or a count,
+would be a second release. However an update was made, by selection, synthesis, or anything else, this bounds what it
+tells. No amplification by sampling is claimed: ε is that of k participations, and k is kept by the device's own
+ledger, so that it needs no trust in the server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from florilegium.errors import ConfigError, InputError
+from florilegium.tensors import Tensors, add, scale
+from privacy.accounting import gaussian_epsilon
+from privacy.clipping import clip, finite_norm
+from privacy.noise import NoiseSource, add_gaussian
+
+__all__ = ["DeviceLevel", "bound", "epsilon", "noise_sum", "release_local", "sum_bounded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLevel:
+    """What device-level privacy is promised.
+
+    Attributes:
+        clip_norm: C, the largest joint L2 norm of an update; infinite only where there is no noise.
+        noise_multiplier: z, standard deviation ÷ sensitivity; 0 promises nothing.
+        delta: δ, well below 1 ÷ devices.
+        placement: who adds the noise, "central" for the server or "local" for each device.
+        max_rounds: k, the most rounds that one device takes part in.
+        cohort: n, devices expected in a round; what a sum is divided by.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    delta: float
+    placement: Literal["central", "local"] = "central"
+    max_rounds: int
+    cohort: int
+
+    def __post_init__(self) -> None:
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm must be > 0, got {self.clip_norm}", "0.1 to 1 is usual for an adapter")
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ConfigError(
+                f"noise_multiplier must be finite and >= 0, got {self.noise_multiplier}", "0 is no privacy"
+            )
+        if math.isinf(self.clip_norm) and self.noise_multiplier > 0:
+            raise ConfigError("clip_norm is infinite and noise_multiplier is not 0", "noise needs a finite clip_norm")
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta must be in (0, 1), got {self.delta}", "choose well below 1 ÷ devices")
+        if self.placement not in ("central", "local"):
+            raise ConfigError(f"no placement {self.placement!r}", "use 'central' or 'local'")
+        for name, count in (("max_rounds", self.max_rounds), ("cohort", self.cohort)):
+            if count < 1:
+                raise ConfigError(f"{name} must be >= 1, got {count}", "count rounds and devices from 1")
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one unit can move what is noised, in L2: C centrally, 2C locally."""
+        return self.clip_norm if self.placement == "central" else 2 * self.clip_norm
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of each coordinate's noise."""
+        return self.noise_multiplier * self.sensitivity if self.noise_multiplier else 0.0
+
+
+def bound(update: Mapping[str, Tensor], config: DeviceLevel) -> Tensors:
+    """Return an update of norm C at most, in new memory.
+
+    Raises:
+        RefusedError: the update is not finite.
+    """
+    if math.isinf(config.clip_norm):
+        finite_norm(update)
+        return {key: tensor.detach().clone() for key, tensor in update.items()}
+    clipped, _, _ = clip(update, clip_norm=config.clip_norm)
+    return clipped
+
+
+def release_local(update: Mapping[str, Tensor], config: DeviceLevel, source: NoiseSource) -> Tensors:
+    """Clip an update and add noise on the device; what comes back may be seen by anyone, and averaged by any rule.
+
+    Raises:
+        RefusedError: the update is not finite.
+        ConfigError: the configured placement is another.
+    """
+    _require(config, "local")
+    return add_gaussian(bound(update, config), config.noise_std, source)
+
+
+def sum_bounded(updates: Iterable[Mapping[str, Tensor]], config: DeviceLevel) -> Tensors:
+    """Clip updates, again if their devices did, and sum them one at a time, every one with weight 1.
+
+    The sum is float64: in float32, roundings that depend on the other devices' updates would move it by more than C.
+
+    Raises:
+        RefusedError: an update is not finite.
+        InputError: there is no update, or two differ in keys or shapes.
+    """
+    total: Tensors | None = None
+    for update in updates:
+        bounded = {key: tensor.double() for key, tensor in bound(update, config).items()}
+        total = bounded if total is None else add(total, bounded)
+    if total is None:
+        raise InputError("there is no update to sum", "wait for at least one reply")
+    return total
+
+
+def noise_sum(total: Mapping[str, Tensor], config: DeviceLevel, source: NoiseSource) -> Tensors:
+    """Add noise to a sum of clipped updates and divide by the configured cohort, on the server.
+
+    Raises:
+        ConfigError: the configured placement is another.
+    """
+    _require(config, "central")
+    return scale(add_gaussian(total, config.noise_std, source), 1.0 / config.cohort)
+
+
+def epsilon(config: DeviceLevel) -> float:
+    """Return ε of all that one device takes part in, `max_rounds` rounds, at the configured δ.
+
+    Raises:
+        ConfigError: dp_accounting is not installed.
+    """
+    return gaussian_epsilon(config.noise_multiplier, delta=config.delta, compositions=config.max_rounds)
+
+
+def _require(config: DeviceLevel, placement: str) -> None:
+    if config.placement != placement:
+        raise ConfigError(
+            f"placement is {config.placement!r}, and this adds noise for {placement!r}",
+            "noise is added once, where the configuration says",
+        )

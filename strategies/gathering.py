@@ -1,0 +1,196 @@
+"""Gathering: the replies of one exchange, taken one at a time and merged into the server's next state.
+
+    linear plans        Σ wᵢ payloadᵢ is all that is held; decoded once if the codec is linear, reply by reply if not
+    individual plans    every reply is held until the end
+
+A gathering refuses what is not as declared; who was refused, and why, is the caller's to report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from florilegium.errors import InputError
+from florilegium.tensors import Tensors, add, scale, subtract
+from privacy.device_level import bound, noise_sum
+from privacy.egress import Declared, check_in
+from privacy.noise import NoiseSource, SystemSource
+from strategies.codecs import Shapes, payload_bytes, shapes_of
+from strategies.draws import seed_of
+from strategies.plan import Plan
+from strategies.rule import Individual, Linear, Reply, Turn
+
+__all__ = ["Exchange", "Gathering", "Shared", "declared_shapes", "prepare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What a server holds.
+
+    Attributes:
+        state: the rule's.
+        moments: the server optimizer's, by "moment/key".
+        change: what the last advance changed, for codecs that look at it; empty before the first.
+    """
+
+    state: Tensors = field(repr=False)
+    moments: Tensors = field(default_factory=dict, repr=False)
+    change: Tensors = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """What all devices of one rank are told and held to in one exchange.
+
+    Attributes:
+        turn: where the fleet is.
+        down: what travels to a device; the rule's.
+        agreement: what the codec's devices have in common.
+        shapes: of what `up` gives, before it is encoded.
+        declared: shapes and types of what a reply holds.
+    """
+
+    turn: Turn
+    down: Tensors = field(repr=False)
+    agreement: Tensors = field(repr=False)
+    shapes: Shapes = field(repr=False)
+    declared: Declared = field(repr=False)
+
+
+def prepare(plan: Plan, shared: Shared, turn: Turn, like: Mapping[str, Tensor]) -> Exchange:
+    """Return what a device is told in this turn.
+
+    Args:
+        plan: of the fleet.
+        shared: what the server holds.
+        turn: of the device.
+        like: an adapter of the device's rank; only its shapes count.
+    """
+    assert plan.rule is not None
+    down = plan.rule.down(shared.state, turn)
+    shapes = declared_shapes(plan, down, like, turn)
+    change = {key: tensor for key, tensor in shared.change.items() if key in shapes} or None
+    agreement = plan.codec.agree(shapes, seed=seed_of(plan.seed, "codec", turn.round, turn.exchange), change=change)
+    return Exchange(
+        turn=turn, down=down, agreement=agreement, shapes=shapes, declared=Declared(tensors=plan.codec.declared(shapes))
+    )
+
+
+def declared_shapes(plan: Plan, down: Mapping[str, Tensor], like: Mapping[str, Tensor], turn: Turn) -> Shapes:
+    """Return the shapes of what `up` gives, from tensors that have no memory; both sides compute it for themselves."""
+    assert plan.rule is not None
+    empty = {key: torch.empty_like(tensor, device="meta") for key, tensor in like.items()}
+    received = {key: torch.empty_like(tensor, device="meta") for key, tensor in down.items()}
+    with torch.device("meta"):
+        return shapes_of(plan.rule.up(empty, empty, received, turn))
+
+
+class Gathering:
+    """The replies of one exchange.
+
+    Args:
+        plan: of the fleet.
+        shared: what the server holds.
+        exchange: as `prepare` made it for the server's own rank.
+        noise: where central noise comes from.
+
+    Attributes:
+        count: replies taken.
+    """
+
+    def __init__(self, plan: Plan, shared: Shared, exchange: Exchange, *, noise: NoiseSource | None = None) -> None:
+        self._plan, self._shared, self._exchange = plan, shared, exchange
+        self._noise = noise or SystemSource()
+        self._replies: list[Reply] = []
+        self._total: Tensors | None = None
+        self._weight = 0.0
+        self.count = 0
+
+    def take(self, reply: Reply, told: Exchange) -> None:
+        """Take one reply.
+
+        Args:
+            reply: payloads as the device sent them.
+            told: the exchange as that device was told it.
+
+        Raises:
+            RefusedError: it is not as declared, or not finite.
+            InputError: its weight is not above 0.
+        """
+        if not reply.weight > 0:
+            raise InputError(f"device {reply.device} has the weight {reply.weight}", "weights are > 0")
+        tensors, _ = check_in(
+            reply.tensors, {}, told.declared, max_bytes=max(1, payload_bytes(self._plan.codec, told.shapes))
+        )
+        if self._looks_at_each:
+            self._replies.append(
+                Reply(device=reply.device, weight=reply.weight, scale=reply.scale, tensors=self._decode(tensors, told))
+            )
+        else:
+            self._add(tensors if self._plan.codec.is_linear else self._decode(tensors, told), reply.weight)
+        self.count += 1
+
+    def close(self) -> Shared:
+        """Merge what was taken.
+
+        Raises:
+            InputError: nothing was, or too little for the robust rule.
+        """
+        rule, turn, shared = self._plan.rule, self._exchange.turn, self._shared
+        if self.count == 0:
+            raise InputError("no reply came", "wait for at least one")
+        if isinstance(rule, Individual):
+            return self._changed(rule.advance(shared.state, self._replies, turn), shared.moments)
+        assert isinstance(rule, Linear)
+        mean = self._mean()
+        moments = shared.moments
+        if rule.sums_updates(turn):
+            moments, mean = self._step(moments, mean)
+        return self._changed(rule.advance(shared.state, mean, turn), moments)
+
+    @property
+    def _looks_at_each(self) -> bool:
+        return self._plan.robust is not None or isinstance(self._plan.rule, Individual)
+
+    def _decode(self, payload: Tensors, told: Exchange) -> Tensors:
+        return self._plan.codec.decode(payload, agreement=told.agreement, shapes=told.shapes)
+
+    def _add(self, tensors: Tensors, weight: float) -> None:
+        privacy = self._plan.privacy
+        if privacy is not None and privacy.placement == "central":
+            tensors, weight = bound(tensors, privacy), 1.0
+        # In float64, so that the order in which replies come is lost in the last rounding to float32.
+        part = scale({key: tensor.double() for key, tensor in tensors.items()}, weight)
+        self._total = part if self._total is None else add(self._total, part)
+        self._weight += weight
+
+    def _mean(self) -> Tensors:
+        if self._plan.robust is not None:
+            return self._plan.robust(
+                [reply.tensors for reply in self._replies], [reply.weight for reply in self._replies]
+            )
+        assert self._total is not None
+        privacy = self._plan.privacy
+        if privacy is not None and privacy.placement == "central":
+            merged = noise_sum(self._total, privacy, self._noise)
+        else:
+            merged = scale(self._total, 1.0 / self._weight)
+        single = {key: tensor.float() for key, tensor in merged.items()}
+        return self._decode(single, self._exchange) if self._plan.codec.is_linear else single
+
+    def _step(self, moments: Tensors, update: Tensors) -> tuple[Tensors, Tensors]:
+        """Let the server optimizer move the tensors of this update; the moments of others rest."""
+        own = {key: tensor for key, tensor in moments.items() if key.partition("/")[2] in update}
+        fresh = self._plan.optimizer.start(update)
+        stepped, change = self._plan.optimizer.step(fresh | own, update)
+        return moments | stepped, change
+
+    def _changed(self, state: Tensors, moments: Tensors) -> Shared:
+        before = self._shared.state
+        alike = {key: tensor for key, tensor in state.items() if key in before and before[key].shape == tensor.shape}
+        change = subtract(alike, {key: before[key] for key in alike})
+        return Shared(state=state, moments=moments, change=change)

@@ -1,0 +1,23 @@
+"""Server optimizers by name; a new one is one file here and one line in `SERVER_OPTIMIZERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from strategies.optimizers.adagrad import Adagrad
+from strategies.optimizers.adam import Adam
+from strategies.optimizers.average import Average
+from strategies.optimizers.momentum import Momentum
+from strategies.optimizers.optimizer import Moments, ServerOptimizer, fill_frozen
+from strategies.optimizers.yogi import Yogi
+
+__all__ = ["SERVER_OPTIMIZERS", "Moments", "ServerOptimizer", "fill_frozen"]
+
+SERVER_OPTIMIZERS: Final[Mapping[str, Callable[..., ServerOptimizer]]] = {
+    "average": Average,
+    "momentum": Momentum,
+    "adagrad": Adagrad,
+    "adam": Adam,
+    "yogi": Yogi,
+}
