@@ -8,6 +8,7 @@ A gathering refuses what is not as declared; who was refused, and why, is the ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -119,10 +120,10 @@ class Gathering:
 
         Raises:
             RefusedError: it is not as declared, or not finite.
-            InputError: its weight is not above 0.
+            InputError: its weight is not finite or not above 0.
         """
-        if not reply.weight > 0:
-            raise InputError(f"device {reply.device} has the weight {reply.weight}", "weights are > 0")
+        if not 0 < reply.weight < math.inf:
+            raise InputError(f"device {reply.device} has the weight {reply.weight}", "weights are finite and > 0")
         tensors, _ = check_in(
             reply.tensors, {}, told.declared, max_bytes=max(1, payload_bytes(self._plan.codec, told.shapes))
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florilegium.errors import ConfigError
-from simulation.fleet.availability import DAY_SECONDS, Always, Daily, Habits, Source, Trace, draw_daily
+from simulation.fleet.availability import DAY_SECONDS, Always, Daily, Habits, Interval, Source, Trace, draw_daily
 from simulation.fleet.config import FleetConfig, assign
 from simulation.fleet.recorded import Recorded
 
@@ -104,6 +106,24 @@ def test_a_time_zone_shifts_the_day_and_changes_nothing_else(habits: Habits, zon
     assert here.is_online(moment) == there.is_online(moment - zone * HOUR)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Windows as they are, overlaps and all."""
+
+    listed: tuple[Interval, ...]
+
+    def windows(self, start: float, end: float) -> Iterator[Interval]:
+        yield from self.listed
+
+
+def test_windows_that_overlap_or_touch_are_one_interval() -> None:
+    listed = ((0.0, 9.0), (2.0, 3.0), (9.0, 12.0), (13.0, 14.0), (13.0, 20.0))
+    trace = Trace(source=Listed(listed), joins_at=1.0, leaves_at=18.0)
+    assert list(trace.intervals(0.0, 100.0)) == [(1.0, 12.0), (13.0, 18.0)]
+    assert list(trace.intervals(11.0, 15.0)) == [(11.0, 12.0), (13.0, 15.0)]
+    assert [trace.next_online(moment) for moment in (0.0, 11.5, 12.0, 18.0)] == [1.0, 11.5, 13.0, math.inf]
+
+
 def test_a_trace_leaves_after_it_joins() -> None:
     with pytest.raises(ConfigError, match=r"leaves_at must be > joins_at = 5\.0, got 5\.0"):
         Trace(source=Always(), joins_at=5.0, leaves_at=5.0)
@@ -125,6 +145,24 @@ def test_a_night_by_hand() -> None:
     expected = [(24 * day + 23 + shift, 24 * day + 30 + shift) for day, shift in evenings]
     hours = [(first / HOUR, last / HOUR) for first, last in trace.intervals(0.0, 7 * DAY_SECONDS)]
     assert hours == [(max(0, first), min(7 * 24, last)) for first, last in expected]
+
+
+def test_the_longest_night_ends_before_the_evening_after_next() -> None:
+    longest = Habits(
+        night_share=1.0,
+        night_start_hour=30.0,
+        night_hours=16.0,
+        spread_hours=0.0,
+        jitter_hours=0.0,
+        weekend_shift_hours=4.0,
+        weekday_sessions=0.0,
+        weekend_sessions=0.0,
+    )
+    trace = Trace(source=draw_daily(0, 0, longest, (0.0,)))
+    # Friday's begins at 34 h and would last until 50 h, were it not cut at 47 h, Saturday's 23 h.
+    saturday = 5 * DAY_SECONDS
+    expected = [(saturday + 10 * HOUR, saturday + 23 * HOUR)]
+    assert list(trace.intervals(saturday, saturday + DAY_SECONDS)) == expected
 
 
 def test_shares_and_lengths_are_those_of_the_habits() -> None:

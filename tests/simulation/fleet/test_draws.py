@@ -50,3 +50,7 @@ def test_poisson_inverts_its_distribution_up_to_the_most(uniform: float, mean: f
     steps = stats.poisson.cdf(np.arange(9), mean)
     if np.abs(steps - uniform).min() > 1e-12:
         assert poisson(uniform, mean, 8) == min(expected, 8)
+
+
+def test_poisson_never_exceeds_the_most() -> None:
+    assert [poisson(1 - 1e-12, 4.0, most) for most in (0, 3, 8)] == [0, 3, 8]

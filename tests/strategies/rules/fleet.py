@@ -97,7 +97,7 @@ def _trained(loaded: Loaded, duty: Duty, train: Train, number: int) -> tuple[Ten
             before[key_of(layer, "B")] = pair.b @ loaded.core[layer]
             after[key_of(layer, "B")] = pair.b @ moved[layer]
         return before, after
-    wanted = {key for key in before if duty.part == "AB" or f".lora_{duty.part}." in key}
+    wanted = [key for key in before if duty.part == "AB" or f".lora_{duty.part}." in key]
     return before, before | train({key: before[key] for key in wanted}, number)
 
 
