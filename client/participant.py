@@ -2,10 +2,10 @@
 
     server → assignment → load, train the shared part, train the personal part → clip, noise, encode, check → server
 
-What must outlive the round (the rule's own share, what the codec left unsaid, the personal adapter, the adapters before
-and after between a round's two exchanges) lies in one file, replaced whole, as it was before the round and as it is
-after: a device that was killed, or is asked again by a server that was, answers the same once more. The personal
-adapter is in no reply: what leaves is rebuilt from what the plan declares.
+What must outlive the round (the rule's own share, what the codec left unsaid, the personal adapter, what was sent) lies
+in one file, replaced whole once the answer is made. A device that was killed before begins the round again; one that is
+asked the same again, by a server that was killed, sends the same again, noise included, and learns nothing twice. The
+personal adapter is in no reply: what leaves is rebuilt from what the plan declares.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from client.durable import make_directory, replace_file, storage_errors
 from client.finetuning import Anchor, FineTuneConfig, Target, finetune, mean_gradient
 from florilegium.errors import InputError, StorageError
 from florilegium.tensors import Tensors, zeros_like
-from privacy.device_level import bound, release_local
+from privacy.device_level import DeviceLevel, bound, release_local
 from privacy.egress import Declared, check_out
+from privacy.ledger import Ledger
 from privacy.noise import NoiseSource, SystemSource
 from strategies.codecs import encode_with_feedback, payload_bytes
 from strategies.factors import key_of
@@ -42,9 +43,10 @@ __all__ = ["Assignment", "FileMemory", "Memory", "Participant"]
 _KEPT: Final = "kept"  # the rule's own share
 _LEFT: Final = "left"  # what the codec left unsaid, one for each exchange of a round
 _PERSONAL: Final = "personal"
-_START: Final = "start"  # the shared adapter before and after this round's work
-_AFTER: Final = "after"
-_OF_ONE_ROUND: Final = (_START, _AFTER)
+_START: Final = "start"  # the shared adapter before this round's work
+_AFTER: Final = "after"  # and after it
+_SENT: Final = "sent"  # what left in this round, one for each exchange
+_OF_ONE_ROUND: Final = (_START, _AFTER, _SENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +137,20 @@ class Participant:
             turn.
         memory: what is the device's own.
         key: who it is; seeds derive from it.
+        ledger: where every release is charged before it is made; a round that it refuses is not answered.
         noise: where local noise comes from.
     """
 
-    def __init__(self, model: AdaptedModel, memory: Memory, key: str, *, noise: NoiseSource | None = None) -> None:
-        self._model, self._memory, self._key = model, memory, key
+    def __init__(
+        self,
+        model: AdaptedModel,
+        memory: Memory,
+        key: str,
+        *,
+        ledger: Ledger | None = None,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        self._model, self._memory, self._key, self._ledger = model, memory, key, ledger
         self._noise = noise or SystemSource()
 
     def answer(self, task: Assignment, examples: Sequence[Example]) -> Tensors:
@@ -154,22 +165,25 @@ class Participant:
         Raises:
             InputError: the rows or what the server sent cannot be used.
             RefusedError: what would leave breaks a rule; nothing does.
+            PrivacyError: the ledger refuses; nothing leaves.
             MemoryBudgetError: training does not fit.
             StorageError: the memory cannot be read or written.
         """
         plan, turn = task.plan, task.turn
         assert plan.rule is not None
         book = _Book.open(self._memory, task.run, turn.round)
+        sent, left = f"{_SENT}{turn.exchange}", f"{_LEFT}{turn.exchange}"
+        if sent in book.sections:
+            return book.sections[sent]
         duty = plan.rule.duty(turn)
         if duty.work != "nothing":
-            book.after |= self._work(task, duty, book.before, examples)
-        elif _AFTER not in book.after:
+            book.sections |= self._work(task, duty, book.sections, examples)
+        elif _AFTER not in book.sections:
             raise InputError("there is no work of this round to report on", "answer its first exchange before")
-        update = plan.rule.up(book.after[_START], book.after[_AFTER], task.down, turn)
-        left = f"{_LEFT}{turn.exchange}"
-        known = book.before.get(left, {})
+        update = plan.rule.up(book.sections[_START], book.sections[_AFTER], task.down, turn)
+        known = book.sections.get(left, {})
         payload, unsaid = self._release(task, update, {key: known[key] for key in update if key in known})
-        book.after[left] = known | unsaid
+        book.sections |= {sent: payload, left: known | unsaid}
         book.write(self._memory)
         return payload
 
@@ -183,10 +197,12 @@ class Participant:
         *,
         run: int = 0,
     ) -> None:
-        """Train the personal adapter in a plan that shares nothing."""
+        """Train the personal adapter in a plan that shares nothing; a round that is done is not done again."""
         book = _Book.open(self._memory, run, round_number)
-        book.after[_PERSONAL] = self._train_personal(plan, round_number, config, steps, book.before, examples)
-        book.write(self._memory)
+        if _SENT not in book.sections:
+            book.sections[_PERSONAL] = self._train_personal(plan, round_number, config, steps, book.sections, examples)
+            book.sections[_SENT] = {"nothing": torch.zeros(0)}
+            book.write(self._memory)
 
     @contextmanager
     def serving(self, plan: Plan, loaded: Loaded | None) -> Iterator[None]:
@@ -196,7 +212,7 @@ class Participant:
             plan: says which adapters are active.
             loaded: the shared part as it is now, from the rule's `load`; None without one.
         """
-        way, sections = plan.personal, _Book.last(self._memory)
+        way, sections = plan.personal, self._memory.read()
         slots = [] if loaded is None or (way is not None and not way.beside_shared) else [SHARED]
         if loaded is not None:
             self._put_shared(loaded)
@@ -210,7 +226,7 @@ class Participant:
     def load_shared(self, plan: Plan, down: Tensors, turn: Turn) -> Loaded:
         """Return the shared part as this device would use it, given what travels down to it."""
         assert plan.rule is not None
-        return plan.rule.load(down, _Book.last(self._memory).get(_KEPT, {}), turn)
+        return plan.rule.load(down, self._memory.read().get(_KEPT, {}), turn)
 
     def _work(
         self, task: Assignment, duty: Duty, sections: Mapping[str, Tensors], examples: Sequence[Example]
@@ -285,6 +301,8 @@ class Participant:
     def _release(self, task: Assignment, update: Tensors, residual: Tensors) -> tuple[Tensors, Tensors]:
         """Return the payload, checked, and what it leaves unsaid."""
         plan, privacy = task.plan, task.plan.privacy
+        if self._ledger is not None:
+            self._ledger.charge(f"{task.run}-{task.turn.round}-{task.turn.exchange}", _mechanism(privacy))
         if privacy is not None and privacy.placement == "local":
             update = release_local(update, privacy, self._noise)
         elif privacy is not None:
@@ -299,51 +317,47 @@ class Participant:
         return checked, left
 
 
+_MARK: Final = "mark"
+
+
 @dataclass(slots=True)
 class _Book:
-    """What a device keeps, before the round at hand and after it."""
+    """What a device keeps: its sections, and the round that they are of."""
 
     run: int
     round: int
-    before: dict[str, Tensors]
-    after: dict[str, Tensors]
+    sections: dict[str, Tensors]
 
     @classmethod
     def open(cls, memory: Memory, run: int, round_number: int) -> Self:
-        """Open the book at a round: one that was begun before is begun again from where it was."""
+        """Open the book at a round.
+
+        Raises:
+            InputError: a later round was answered already.
+        """
         stored = memory.read()
         mark = stored.pop(_MARK, {})
         known_run, known_round = int(mark.get("run", -1)), int(mark.get("round", 0))
-        before, after = _side(stored, "before"), _side(stored, "after")
         if known_run != run:
-            own = {_PERSONAL: after[_PERSONAL]} if _PERSONAL in after else {}
-            return cls(run, round_number, own, dict(own))
+            return cls(run, round_number, {_PERSONAL: stored[_PERSONAL]} if _PERSONAL in stored else {})
         if round_number < known_round:
             raise InputError(
                 f"round {round_number} was asked for after round {known_round}", "go on from the newest checkpoint"
             )
-        if round_number == known_round:
-            return cls(run, round_number, before, after)
-        lasting = {name: tensors for name, tensors in after.items() if name not in _OF_ONE_ROUND}
-        return cls(run, round_number, lasting, dict(lasting))
-
-    @staticmethod
-    def last(memory: Memory) -> dict[str, Tensors]:
-        """Return what is kept now."""
-        return _side(memory.read(), "after")
+        if round_number > known_round:
+            stored = {name: each for name, each in stored.items() if not name.startswith(_OF_ONE_ROUND)}
+        return cls(run, round_number, stored)
 
     def write(self, memory: Memory) -> None:
         """Replace what is stored."""
-        mark = {"run": torch.tensor(self.run), "round": torch.tensor(self.round)}
-        sides = (("before", self.before), ("after", self.after))
-        memory.write({_MARK: mark} | {f"{side}.{name}": each for side, held in sides for name, each in held.items()})
+        memory.write(self.sections | {_MARK: {"run": torch.tensor(self.run), "round": torch.tensor(self.round)}})
 
 
-_MARK: Final = "mark"
-
-
-def _side(stored: Mapping[str, Tensors], side: str) -> dict[str, Tensors]:
-    return {name.removeprefix(f"{side}."): tensors for name, tensors in stored.items() if name.startswith(f"{side}.")}
+def _mechanism(privacy: DeviceLevel | None) -> dict[str, float]:
+    """Return what a release is charged as; without noise it promises nothing, and still counts."""
+    if privacy is None:
+        return {"noise_multiplier": 0.0}
+    return {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier, "delta": privacy.delta}
 
 
 def _target(plan: Plan, duty: Duty, loaded: Loaded) -> Target:

@@ -15,9 +15,10 @@ from client.evaluation import nll
 from client.finetuning import FineTuneConfig, Target, mean_gradient
 from client.model import BaseModel
 from client.participant import Assignment, FileMemory, Participant
-from florilegium.errors import InputError, StorageError
+from florilegium.errors import InputError, PrivacyError, StorageError
 from florilegium.tensors import Tensors
 from privacy.device_level import DeviceLevel
+from privacy.ledger import Ledger
 from privacy.noise import SeededSource
 from strategies.codecs.int8 import Int8
 from strategies.codecs.topk import TopK
@@ -214,17 +215,37 @@ def test_local_noise_is_added_and_the_clip_is_kept(model: AdaptedModel, tmp_path
     assert norm(noise) / size**0.5 == pytest.approx(2.0 * 2 * 0.01, rel=0.1)  # z · 2C, thousands of draws
 
 
+def test_every_release_is_charged_before_it_is_made_and_once(model: AdaptedModel, tmp_path: Path) -> None:
+    fleet = Fleet(Plan(rule=FedIT()), model, tmp_path)
+    ledger = Ledger(path=tmp_path / "ledger", max_rounds=2)
+    participant = Participant(model, FileMemory(tmp_path / "memory"), "d0", ledger=ledger)
+
+    def answer(number: int) -> Tensors:
+        told = fleet.exchange(number, 0)
+        task = Assignment(plan=fleet.plan, turn=told.turn, down=told.down, steps=1, finetuning=CONFIG)
+        return participant.answer(task, rows(0))
+
+    first = answer(1)
+    assert all(torch.equal(first[key], again) for key, again in answer(1).items())
+    assert ledger.spent == 1
+    answer(2)
+    memory = (tmp_path / "memory").read_bytes()
+    with pytest.raises(PrivacyError):
+        answer(3)
+    assert (tmp_path / "memory").read_bytes() == memory
+
+
 def test_another_run_keeps_the_personal_adapter_alone(model: AdaptedModel, tmp_path: Path) -> None:
     plan = Plan(rule=RULES["fedsa"](), personal=PERSONAL_WAYS["dual"])
     fleet = Fleet(plan, model, tmp_path)
     fleet.round(1)
     fleet.round(2)
     memory = FileMemory(tmp_path / "0" / "memory")
-    personal = memory.read()["after.personal"]
+    personal = memory.read()["personal"]
     fleet.answer(0, fleet.exchange(1, 0), steps=0, run=2)
     held = memory.read()
-    assert all(torch.equal(personal[key], held["after.personal"][key]) for key in personal)
-    assert not any(bool(tensor.any()) for tensor in held["after.kept"].values()), "B begins at zero in another run"
+    assert all(torch.equal(personal[key], held["personal"][key]) for key in personal)
+    assert not any(bool(tensor.any()) for tensor in held["kept"].values()), "B begins at zero in another run"
 
 
 def test_an_older_round_is_refused(model: AdaptedModel, tmp_path: Path) -> None:

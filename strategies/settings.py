@@ -1,0 +1,113 @@
+"""The settings of a plan, as TOML files and messages hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
+
+from florilegium.errors import ConfigError
+from florilegium.settings import Settings, one_of
+from privacy.device_level import DeviceLevel
+from strategies.codecs import CODECS
+from strategies.optimizers import SERVER_OPTIMIZERS
+from strategies.personal import PERSONAL_WAYS
+from strategies.plan import Plan
+from strategies.robust import ROBUST_RULES
+from strategies.rules import RULES
+
+__all__ = ["PlanSettings", "PrivacySettings"]
+
+Options = dict[str, float | int | str | bool | None]
+Made = TypeVar("Made")
+
+
+def _with(make: Callable[..., Made], name: str, options: Options) -> Made:
+    """Make a part with its options; an option that it does not have is refused by name."""
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ConfigError(f"{name} cannot be made with {sorted(options)}: {error}", "see its docstring") from None
+
+
+class PrivacySettings(Settings):
+    """Device-level differential privacy; see `privacy.device_level`.
+
+    Attributes:
+        clip_norm: C.
+        noise_multiplier: z.
+        delta: δ.
+        placement: who adds the noise.
+        max_rounds: k, the most rounds that one device takes part in.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    delta: float = 1e-5
+    placement: Literal["central", "local"] = "central"
+    max_rounds: int = Field(ge=1)
+
+
+class PlanSettings(Settings):
+    """How the fleet shares; see `strategies.plan`.
+
+    Attributes:
+        rule: of sharing, or "none".
+        rule_options: of the rule.
+        personal: what a device does for itself, or "none".
+        personal_options: of that.
+        optimizer: of the server.
+        optimizer_options: of the optimizer.
+        robust: a robust rule, or "none".
+        robust_options: of that.
+        codec: of the way up.
+        codec_options: of the codec.
+        privacy: device-level privacy, if wanted.
+        secure_aggregation: whether the server may see nothing but sums.
+        proximal: μ of FedProx.
+        weighting: of the devices.
+    """
+
+    rule: Annotated[str, one_of([*RULES, "none"])] = "fedit"
+    rule_options: Options = Field(default_factory=dict)
+    personal: Annotated[str, one_of([*PERSONAL_WAYS, "none"])] = "none"
+    personal_options: Options = Field(default_factory=dict)
+    optimizer: Annotated[str, one_of(SERVER_OPTIMIZERS)] = "average"
+    optimizer_options: Options = Field(default_factory=dict)
+    robust: Annotated[str, one_of([*ROBUST_RULES, "none"])] = "none"
+    robust_options: Options = Field(default_factory=dict)
+    codec: Annotated[str, one_of(CODECS)] = "identity"
+    codec_options: Options = Field(default_factory=dict)
+    privacy: PrivacySettings | None = None
+    secure_aggregation: bool = False
+    proximal: float = Field(0.0, ge=0.0)
+    weighting: Literal["uniform", "rows"] = "uniform"
+
+    def plan(self, *, seed: int, cohort: int) -> Plan:
+        """Return the plan that these settings describe.
+
+        Raises:
+            ConfigError: an option is unknown or out of its range, or the parts do not go together.
+        """
+        personal = None
+        if self.personal != "none":
+            way = PERSONAL_WAYS[self.personal]
+            personal = _with(lambda **options: replace(way, **options), self.personal, self.personal_options)
+        robust = None
+        if self.robust != "none":
+            robust = _with(ROBUST_RULES[self.robust], self.robust, self.robust_options)
+        privacy = None if self.privacy is None else DeviceLevel(**self.privacy.model_dump(), cohort=cohort)
+        return Plan(
+            rule=None if self.rule == "none" else _with(RULES[self.rule], self.rule, self.rule_options),
+            personal=personal,
+            optimizer=_with(SERVER_OPTIMIZERS[self.optimizer], self.optimizer, self.optimizer_options),
+            robust=robust,
+            codec=_with(CODECS[self.codec], self.codec, self.codec_options),
+            privacy=privacy,
+            secure_aggregation=self.secure_aggregation,
+            proximal=self.proximal,
+            weighting=self.weighting,
+            seed=seed,
+        )
