@@ -22,6 +22,7 @@ from privacy.egress import Declared, check_in
 from privacy.noise import NoiseSource, SystemSource
 from strategies.codecs import Shapes, payload_bytes, shapes_of
 from strategies.draws import seed_of
+from strategies.optimizers import step_part
 from strategies.plan import Plan
 from strategies.rule import Individual, Linear, Reply, Turn
 
@@ -150,7 +151,7 @@ class Gathering:
         mean = self._mean()
         moments = shared.moments
         if rule.sums_updates(turn):
-            moments, mean = self._step(moments, mean)
+            moments, mean = step_part(self._plan.optimizer, moments, mean)
         return self._changed(rule.advance(shared.state, mean, turn), moments)
 
     @property
@@ -182,13 +183,6 @@ class Gathering:
             merged = scale(self._total, 1.0 / self._weight)
         single = {key: tensor.float() for key, tensor in merged.items()}
         return self._decode(single, self._exchange) if self._plan.codec.is_linear else single
-
-    def _step(self, moments: Tensors, update: Tensors) -> tuple[Tensors, Tensors]:
-        """Let the server optimizer move the tensors of this update; the moments of others rest."""
-        own = {key: tensor for key, tensor in moments.items() if key.partition("/")[2] in update}
-        fresh = self._plan.optimizer.start(update)
-        stepped, change = self._plan.optimizer.step(fresh | own, update)
-        return moments | stepped, change
 
     def _changed(self, state: Tensors, moments: Tensors) -> Shared:
         before = self._shared.state

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field
 
@@ -84,6 +85,21 @@ class PlanSettings(Settings):
     secure_aggregation: bool = False
     proximal: float = Field(0.0, ge=0.0)
     weighting: Literal["uniform", "rows"] = "uniform"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the settings that a message holds.
+
+        Raises:
+            ConfigError: it is no JSON object, or not of such settings.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise ConfigError("the message's plan is no JSON object", "use a server of this version")
+        return cls.parse(values, source="message")
 
     def plan(self, *, seed: int, cohort: int) -> Plan:
         """Return the plan that these settings describe.

@@ -9,10 +9,10 @@ from strategies.optimizers.adagrad import Adagrad
 from strategies.optimizers.adam import Adam
 from strategies.optimizers.average import Average
 from strategies.optimizers.momentum import Momentum
-from strategies.optimizers.optimizer import Moments, ServerOptimizer, fill_frozen
+from strategies.optimizers.optimizer import Moments, ServerOptimizer, step_part
 from strategies.optimizers.yogi import Yogi
 
-__all__ = ["SERVER_OPTIMIZERS", "Moments", "ServerOptimizer", "fill_frozen"]
+__all__ = ["SERVER_OPTIMIZERS", "Moments", "ServerOptimizer", "step_part"]
 
 SERVER_OPTIMIZERS: Final[Mapping[str, Callable[..., ServerOptimizer]]] = {
     "average": Average,

@@ -4,10 +4,9 @@
 
 Δ is new − old, where devices went, so it has the sign of a step and not of a gradient: changes are added.
 
-Moments are one flat set of named tensors ("mean/<key>"), so that a checkpoint stores them as it stores an adapter. They
-are made from the keys of the *state*: in a round that trains only some tensors (alternating halves), the others get
-zero deltas from `fill_frozen`, and an update that lacks keys is refused. A frozen tensor then coasts: its moments decay
-and what is left of its first moment still moves it. A plan in which it must rest leaves its part of the change out.
+Moments are one flat set of named tensors ("mean/<key>"), so that a checkpoint stores them as it stores an adapter. In a
+round that trains only some tensors (alternating halves), `step_part` moves these alone and lets the moments of the
+others rest: with zero deltas for them, what is left of their first moments would go on moving them.
 """
 
 from __future__ import annotations
@@ -16,21 +15,20 @@ import math
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from florilegium.errors import ConfigError, InputError
-from florilegium.tensors import Tensors, is_finite, require_alike
+from florilegium.tensors import Tensors, is_finite
 
 __all__ = [
     "Moments",
     "ServerOptimizer",
-    "fill_frozen",
     "join_moments",
     "pick_moment",
     "require_decay",
     "require_finite",
     "require_positive",
+    "step_part",
 ]
 
 Moments: TypeAlias = Tensors
@@ -54,15 +52,20 @@ class ServerOptimizer(Protocol):
         """
 
 
-def fill_frozen(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tensors:
-    """Return an update with the keys of `like`: zeros for those that were frozen in this round.
+def step_part(
+    optimizer: ServerOptimizer, moments: Mapping[str, Tensor], update: Mapping[str, Tensor]
+) -> tuple[Moments, Tensors]:
+    """Step the tensors of an update; those of others rest, and those that are new begin.
+
+    Returns:
+        The moments of all tensors so far, and the change, of the keys and shapes of `update`.
 
     Raises:
-        InputError: the update has a key that `like` has not, or a tensor of another shape.
+        InputError: the update is not finite, or a tensor of it has another shape than its moments.
     """
-    filled = {key: update[key] if key in update else torch.zeros_like(tensor) for key, tensor in like.items()}
-    require_alike({**filled, **update}, like)
-    return filled
+    known = {name: moment for name, moment in moments.items() if name.partition("/")[2] in update}
+    stepped, change = optimizer.step(optimizer.start(update) | known, update)
+    return dict(moments) | stepped, change
 
 
 def join_moments(parts: Mapping[str, Mapping[str, Tensor]]) -> Moments:

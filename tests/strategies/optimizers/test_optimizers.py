@@ -17,7 +17,7 @@ from torch import Tensor
 from florilegium.errors import ConfigError, InputError
 from florilegium.tensors import Tensors, add, scale, zeros_like
 from strategies import optimizers
-from strategies.optimizers import SERVER_OPTIMIZERS, Moments, ServerOptimizer, fill_frozen
+from strategies.optimizers import SERVER_OPTIMIZERS, Moments, ServerOptimizer, step_part
 from strategies.optimizers.adagrad import Adagrad
 from strategies.optimizers.adam import Adam
 from strategies.optimizers.average import Average
@@ -139,27 +139,31 @@ def test_an_update_that_is_not_finite_is_refused(optimizer: ServerOptimizer, val
 
 
 def test_rounds_may_take_turns_with_the_halves_of_an_adapter(optimizer: ServerOptimizer) -> None:
-    """The first update lacks one half: the moments are made from the state and not from that update."""
-    state = draw(0)
-    moments = optimizer.start(state)
+    """Each half moves as if the rounds of the other had not been."""
+    moments: Moments = {}
+    found: dict[str, list[Tensor]] = {A: [], B: []}
     for number, key in enumerate((B, A, B, A)):
-        moments, change = optimizer.step(moments, fill_frozen({key: draw(number)[key]}, state))
-        state = add(state, change)
-    _, changes = run(optimizer, [{A: draw(n)[A] * (n % 2)} for n in range(4)])
-    expected = draw(0)[A]
-    for change in changes:
-        expected = expected + change[A]
-    torch.testing.assert_close(state[A], expected, rtol=1e-12, atol=0)
+        moments, change = step_part(optimizer, moments, {key: draw(number)[key]})
+        found[key].append(change[key])
+    for key, numbers in ((B, (0, 2)), (A, (1, 3))):
+        _, changes = run(optimizer, [{key: draw(number)[key]} for number in numbers])
+        for one, other in zip(found[key], changes, strict=True):
+            assert torch.equal(one, other[key])
 
 
-def test_filling_adds_zeros_and_refuses_what_the_state_has_not() -> None:
-    state, update = draw(0), {B: draw(1)[B]}
-    assert_same(fill_frozen(update, state), {A: torch.zeros_like(state[A]), B: update[B]})
-    assert list(fill_frozen(update, state)) == list(state)
-    with pytest.raises(InputError, match="'stray'"):
-        fill_frozen({"stray": update[B]}, state)
-    with pytest.raises(InputError, match="shapes"):
-        fill_frozen({B: update[B][:1]}, state)
+def test_a_whole_update_is_a_plain_step(optimizer: ServerOptimizer) -> None:
+    update = draw(1)
+    plain, change = optimizer.step(optimizer.start(update), update)
+    moments, parted = step_part(optimizer, {}, update)
+    assert_same(parted, change)
+    assert_same(moments, plain)
+
+
+def test_a_part_of_another_shape_is_refused(optimizer: ServerOptimizer) -> None:
+    moments, _ = step_part(optimizer, {}, draw(0))
+    if moments:
+        with pytest.raises(InputError):
+            step_part(optimizer, moments, {B: draw(1)[B][:1]})
 
 
 def test_averaging_is_the_identity() -> None:
