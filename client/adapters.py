@@ -25,12 +25,14 @@ from transformers.pytorch_utils import Conv1D
 
 from client.adapter_store import AdapterStore, Version
 from client.dialogue import Dialogue, derive_id
+from client.loading import load_skeleton
 from florilegium.errors import ConfigError, InputError
+from florilegium.tensors import Tensors
 
 if TYPE_CHECKING:
     from client.model import BaseModel, Embedding, Generation, Prompt
 
-__all__ = ["PERSONAL", "SHARED", "AdaptedModel", "AdapterConfig", "AdapterStore", "Version"]
+__all__ = ["PERSONAL", "SHARED", "AdaptedModel", "AdapterConfig", "AdapterStore", "Version", "fresh_adapter"]
 
 SHARED = "shared"
 PERSONAL = "personal"
@@ -191,14 +193,9 @@ class AdaptedModel:
     @torch.no_grad()
     def reset(self, slot: str, seed: int) -> None:
         """Start the slot anew: A uniform in ±1/√inputs from a generator of its own, B zero."""
-        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
-        for key, parameter in self._slot(slot).parameters.items():
-            if ".lora_A." in key:
-                bound = 1.0 / math.sqrt(parameter.shape[1])
-                draw = torch.rand(parameter.shape, generator=generator)
-                parameter.copy_(draw.mul_(2 * bound).sub_(bound))
-            else:
-                parameter.zero_()
+        own = self._slot(slot).parameters
+        for key, tensor in _drawn({key: parameter.shape for key, parameter in own.items()}, seed).items():
+            own[key].copy_(tensor)
         self._apply()
 
     @contextmanager
@@ -332,6 +329,41 @@ class AdaptedModel:
                 parameter.requires_grad_(slot == self._trained)
 
 
+def fresh_adapter(name_or_path: str, config: AdapterConfig, seed: int) -> Tensors:
+    """Return what `reset` makes of a slot, without the base model's weights: its config alone is read.
+
+    Args:
+        name_or_path: the base model's, as for `load_model`.
+        config: the adapter's shape.
+        seed: where A comes from.
+
+    Raises:
+        ModelError: there is no such model.
+        ConfigError: the shape does not fit it.
+    """
+    module = load_skeleton(name_or_path)
+    tuner = _inject(module, {SHARED: _peft_config(module, config)})
+    return _drawn({key: parameter.shape for key, parameter in _named(tuner, SHARED).items()}, seed)
+
+
+def _drawn(shapes: Mapping[str, torch.Size], seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+    found = {}
+    for key, shape in shapes.items():
+        if ".lora_A." in key:
+            bound = 1.0 / math.sqrt(shape[1])
+            found[key] = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
+        else:
+            found[key] = torch.zeros(shape)
+    return found
+
+
+def _named(tuner: LoraModel, slot: str) -> dict[str, nn.Parameter]:
+    """Return a slot's parameters by the keys of PEFT's files, which leave the slot's name out."""
+    mark = f".{slot}."
+    return {f"base_model.{name.replace(mark, '.')}": p for name, p in tuner.named_parameters() if mark in name}
+
+
 _SAME_SHAPE = "load an adapter made for this base with the same rank, targets and layers"
 
 
@@ -404,8 +436,7 @@ def _inject(module: nn.Module, configs: Mapping[str, LoraConfig]) -> LoraModel:
 
 
 def _flatten(tuner: LoraModel, slot: str, config: AdapterConfig) -> _Slot:
-    mark = f".{slot}."
-    named = {f"base_model.{name.replace(mark, '.')}": p for name, p in tuner.named_parameters() if mark in name}
+    named = _named(tuner, slot)
     flat = torch.cat([parameter.detach().reshape(-1).float() for parameter in named.values()])
     start = 0
     for parameter in named.values():

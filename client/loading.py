@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from client.quantization import Quantization, plan_quantization, protect_weights, require_quantization
 from florilegium.errors import ModelError
 
-__all__ = ["SEEDLING", "DType", "load_parts", "locate"]
+__all__ = ["SEEDLING", "DType", "load_parts", "load_skeleton", "locate"]
 
 SEEDLING: Final = "seedling"
 DType = Literal["auto", "float32", "bfloat16"]
@@ -97,6 +97,25 @@ def load_parts(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return module, tokenizer
+
+
+def load_skeleton(name_or_path: str) -> PreTrainedModel:
+    """Return a model's modules without their weights, on torch's device "meta": names and shapes are known, no more.
+
+    Raises:
+        ModelError: there is no such model, or its config describes none.
+    """
+    with _quiet():
+        config = _load_config(locate(name_or_path))
+        try:
+            with torch.device("meta"):
+                models: Any = AutoModelForCausalLM
+                module: PreTrainedModel = models.from_config(config, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(
+                f"the config of model {name_or_path!r} makes no causal model ({_line(error)})", "use another model"
+            ) from None
+    return module.eval()  # type: ignore[no-untyped-call, no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

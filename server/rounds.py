@@ -230,7 +230,7 @@ class Coordinator:
             tally.refused[answer.device] = error.refusal.value
             return False
         except InputError:
-            tally.refused[answer.device] = "bad-weight"
+            tally.refused[answer.device] = "malformed"
             return False
         return True
 

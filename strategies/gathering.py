@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from florilegium.errors import InputError
 from florilegium.tensors import Tensors, add, scale, subtract
 from privacy.device_level import bound, noise_sum
-from privacy.egress import Declared, check_in
+from privacy.egress import Declared, Refusal, RefusedError, check_in
 from privacy.noise import NoiseSource, SystemSource
 from strategies.codecs import Shapes, payload_bytes, shapes_of
 from strategies.draws import seed_of
@@ -27,6 +28,8 @@ from strategies.plan import Plan
 from strategies.rule import Individual, Linear, Reply, Turn
 
 __all__ = ["Exchange", "Gathering", "Shared", "declared_shapes", "prepare"]
+
+_WEIGHTS: Final = "weights are finite and > 0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +123,11 @@ class Gathering:
             told: the exchange as that device was told it.
 
         Raises:
-            RefusedError: it is not as declared, or not finite.
-            InputError: its weight is not finite or not above 0.
+            RefusedError: it is not as declared, or not finite; or its weight is not finite or not above 0.
+            InputError: it cannot be decoded.
         """
         if not 0 < reply.weight < math.inf:
-            raise InputError(f"device {reply.device} has the weight {reply.weight}", "weights are finite and > 0")
+            raise RefusedError(Refusal.BAD_METRIC, f"device {reply.device} has the weight {reply.weight}", _WEIGHTS)
         tensors, _ = check_in(
             reply.tensors, {}, told.declared, max_bytes=max(1, payload_bytes(self._plan.codec, told.shapes))
         )

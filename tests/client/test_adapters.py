@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PreTrainedModel, Qwen2Config
 
-from client.adapters import PERSONAL, SHARED, AdaptedModel, AdapterConfig, AdapterStore
+from client.adapters import PERSONAL, SHARED, AdaptedModel, AdapterConfig, AdapterStore, fresh_adapter
 from client.dialogue import Dialogue
 from client.durable import replace_file
 from client.model import BaseModel
@@ -516,3 +516,12 @@ def test_a_fault_at_any_operation_leaves_a_whole_store(
         assert reopened.save_candidate(adapted, slots=[PERSONAL]) > 2
     assert operation > 15  # the injector saw the operations
     assert outcomes == {2, 3}
+
+
+def test_a_fresh_adapter_needs_no_weights(tiny_model: BaseModel, tiny_model_folder: Path) -> None:
+    config = AdapterConfig(rank=3, top_layers=1)
+    model = AdaptedModel(tiny_model, config, slots=(SHARED,), seed=5)
+    found = fresh_adapter(str(tiny_model_folder), config, 5)
+    state = model.state(SHARED)
+    assert list(found) == list(state)
+    assert all(torch.equal(found[key], state[key]) for key in state)

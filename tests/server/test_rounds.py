@@ -288,7 +288,7 @@ def test_a_weight_that_is_none_is_refused(rows: float, tmp_path: Path) -> None:
         tmp_path, spoil=spoil, rounds=1, cohort=4, ranks=dict.fromkeys(range(4), 3), plan={"weighting": "rows"}
     )
     (log,), progress = play(made)
-    assert log.refused == {0: "bad-weight"}
+    assert log.refused == {0: "bad-metric"}
     assert all(bool(tensor.isfinite().all()) for tensor in progress.shared.state.values())
 
 

@@ -1,0 +1,1 @@
+"""Runtimes: ways to run the same ServerApp and ClientApp."""
