@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "demo", "report"]
 
-# Sized for two slow cores: without AVX-512 they take about eight minutes.
+# Sized for two slow cores: without AVX-512 they take about six minutes when nothing else runs.
 DEMO_SEEDS = (0, 1, 2)
 DEMO_USERS = 3
-DEMO_TURNS = 200
-DEMO_HELDOUT = 24
+DEMO_TURNS = 160
+DEMO_HELDOUT = 20
 DEMO_ARMS = ("none", "retrieval", "local-random", "local-paper", "local-improved-nosynth", "local-improved")
 
 
@@ -42,7 +42,7 @@ def demo(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare ways to personalize the built-in model on the built-in world; about ten minutes on two cores.
+    """Compare ways to personalize the built-in model on the built-in world; minutes on two cores.
 
     Example: florilegium demo
     """
