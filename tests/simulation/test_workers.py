@@ -179,7 +179,7 @@ import tempfile
 def play(task):
     with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}, prefix="private-"):
         yield task
-        time.sleep(60)
+        time.sleep(600)
 
 if __name__ == "__main__":
     try:
@@ -201,7 +201,7 @@ if __name__ == "__main__":
     assert {parent.stdout.readline(), parent.stdout.readline()} == {"1\n", "2\n"}
     assert len(list(tmp_path.glob("private-*"))) == 2
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    rest, errors = parent.communicate(timeout=30)
+    rest, errors = parent.communicate(timeout=120)
     assert (rest, errors, parent.returncode) == ("stopped\n", "", 0)
     assert not list(tmp_path.glob("private-*"))
 
