@@ -76,7 +76,9 @@ def _plain_table(title: str) -> Table:
 
 
 def _coloured(difference: Difference) -> Text:
-    return Text(describe(difference), style=_RICH_STYLES[verdict(difference, higher_is_better=True)])
+    # Without an interval the number stands alone: why there is none is said below the table, where there is room.
+    text = describe(difference) if difference.ci95 else signed(difference.mean)
+    return Text(text, style=_RICH_STYLES[verdict(difference, higher_is_better=True)])
 
 
 def render_report(summary: Summary) -> str:
