@@ -17,6 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.app.error import Error
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity  # messages cannot be made without one
 
 __all__ = ["InProcessGrid", "run_in_process"]
@@ -51,13 +52,14 @@ class InProcessGrid(Grid):
         self._replies: dict[str, Message] = {}
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _SERVER_NODE
 
-    def set_run(self, run: object) -> None:
-        """There is one run."""
+    def set_run(self, run: Run) -> None:
+        """Remember the run's record, for apps that ask for it."""
+        self._run = run
 
     @property
-    def run(self) -> object:  # type: ignore[override]
-        """There is one run, and it has no record."""
-        raise NotImplementedError("an in-process grid has no run record")
+    def run(self) -> Run:
+        """The record that was set; an app that asks for one before is mistaken."""
+        return self._run
 
     def create_message(
         self,
