@@ -174,6 +174,7 @@ def test_ctrl_c_ends_workers_and_they_clean_up(tmp_path: Path) -> None:
     path.write_text(
         IMPORTS
         + f"""
+import signal
 import tempfile
 
 def play(task):
@@ -182,6 +183,8 @@ def play(task):
         time.sleep(600)
 
 if __name__ == "__main__":
+    # A shell's background jobs begin with Ctrl-C ignored, and so would this one under them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for task in stream(play, [1, 2], workers=2):
             print(task, flush=True)
