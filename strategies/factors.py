@@ -17,7 +17,7 @@ from torch import Tensor
 from florilegium.errors import InputError
 from florilegium.tensors import Tensors
 
-__all__ = ["Factors", "join", "key_of", "layers", "pad", "rank_of", "split", "stack", "truncate", "truncated_svd"]
+__all__ = ["Factors", "join", "key_of", "layers", "pad", "split", "stack", "truncate", "truncated_svd"]
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
@@ -74,14 +74,6 @@ def join(factors: Mapping[str, Factors]) -> Tensors:
 def split(state: Mapping[str, Tensor], factor: str) -> Tensors:
     """Return only the tensors of one factor, "A" or "B"."""
     return {key: tensor for key, tensor in state.items() if f".lora_{factor}." in key}
-
-
-def rank_of(state: Mapping[str, Tensor]) -> int:
-    """Return the rank of an adapter, which is the same in all layers."""
-    ranks = {tensor.shape[0] if ".lora_A." in key else tensor.shape[1] for key, tensor in state.items()}
-    if len(ranks) != 1:
-        raise InputError(f"an adapter has the ranks {sorted(ranks)}", "use one rank for all layers")
-    return int(ranks.pop())
 
 
 def stack(pairs: Iterable[tuple[float, Factors]]) -> Factors:
