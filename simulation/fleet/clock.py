@@ -157,10 +157,14 @@ class ArrivalQueue:
     def __init__(self, start: float = 0.0) -> None:
         self.now = start
         self._heap: list[tuple[float, int, TaskRun]] = []
-        self._sent = 0
 
     def __len__(self) -> int:
         return len(self._heap)
+
+    @property
+    def next_at(self) -> float:
+        """When the next task ends, seconds; infinite if none is under way."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def send(self, task: Task, at: float) -> TaskRun:
         """Give out a task.

@@ -2,8 +2,9 @@
 
     P(drops out) = p,   P(straggles) = q, slower by exp U(ln 2, ln most),   P(slow link) = l
 
-Each is drawn from (seed, round, device), so it depends on nobody else, nor on how many were asked. The same numbers are
-held against p, q and l whatever they are: a higher probability adds faults and takes none away.
+Each is drawn from (seed, round, device, attempt), so it depends on nobody else, nor on how many were asked, and a round
+that is tried again does not meet the same faults for ever. The same numbers are held against p, q and l whatever they
+are: a higher probability adds faults and takes none away.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Fault:
             raise ConfigError(f"drops_after must be in [0, 1), got {self.drops_after}", "None is no dropout")
 
 
-def draw_fault(config: FaultConfig, seed: int, server_round: int, device: int) -> Fault:
-    """Draw what goes wrong with a device's task in a round."""
-    drops, share, straggles, slowdown, link = uniforms(5, "fault", seed, server_round, device)
+def draw_fault(config: FaultConfig, seed: int, server_round: int, device: int, attempt: int = 1) -> Fault:
+    """Draw what goes wrong with a device's task in the first attempt, or a later one, at a round."""
+    drops, share, straggles, slowdown, link = uniforms(5, "fault", seed, server_round, device, attempt)
     slowest = math.log(config.straggler_slowdown / _LEAST_SLOWDOWN)
     return Fault(
         drops_after=share if drops < config.dropout else None,
