@@ -16,10 +16,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from florilegium.tensors import Tensors, subtract
+
+if TYPE_CHECKING:
+    from strategies.directions import Directions
 
 __all__ = ["Duty", "Individual", "Linear", "Loaded", "Reply", "Rule", "Turn", "shares"]
 
@@ -50,12 +53,13 @@ class Duty:
     """What a device does in an exchange.
 
     Attributes:
-        work: "train" (the round's local steps), "gradient" (the mean gradient over its rows, with no step), or
-            "nothing" (the adapters before and after are those of the round's first exchange).
+        work: "train" (the round's local steps), "zeroth-order" (the same along the loaded directions, by losses alone),
+            "gradient" (the mean gradient over its rows, with no step), or "nothing" (the adapters before and after are
+            those of the round's first exchange).
         part: of the shared adapter.
     """
 
-    work: Literal["train", "gradient", "nothing"] = "train"
+    work: Literal["train", "zeroth-order", "gradient", "nothing"] = "train"
     part: Literal["AB", "A", "B", "core"] = "AB"
 
 
@@ -64,14 +68,20 @@ class Loaded:
     """What a device puts in place before it works.
 
     Attributes:
-        adapter: the shared slot's tensors, of the device's rank.
+        adapter: the shared slot's tensors, of the device's rank; empty before they are `replayed`.
         core: R of each layer, where "core" is trained.
         residual: by layer, `(outputs, inputs)`, added to the frozen weights.
+        directions: what the adapter is replayed from, where it does not travel itself.
     """
 
     adapter: Tensors = field(repr=False)
     core: Tensors | None = field(default=None, repr=False)
     residual: Tensors | None = field(default=None, repr=False)
+    directions: Directions | None = field(default=None, repr=False)
+
+    def replayed(self, like: Tensors) -> Self:
+        """Return this with its adapter, whose shapes are those of `like`."""
+        return self if self.directions is None else replace(self, adapter=self.directions.adapter(like))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +155,8 @@ class Rule(ABC):
 
         Args:
             before: the shared adapter before the work (where a gradient was asked for: zeros).
-            after: the shared adapter after it (where a gradient was asked for: the gradient).
+            after: the shared adapter after it (where a gradient was asked for: the gradient; where directions were:
+                with what they were followed by, under `strategies.directions.SCALARS`, if any step was taken).
             down: as received in this exchange.
             turn: the exchange.
         """

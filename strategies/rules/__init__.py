@@ -14,6 +14,7 @@ from strategies.rules.ffa import FFA
 from strategies.rules.flexlora import FlexLoRA
 from strategies.rules.flora import FLoRA
 from strategies.rules.hetlora import HetLoRA
+from strategies.rules.kseed import FedKSeed
 from strategies.rules.rolora import RoLoRA
 from strategies.rules.sketch import Sketch
 from strategies.rules.trust import Trust
@@ -21,5 +22,6 @@ from strategies.rules.trust import Trust
 __all__ = ["RULES"]
 
 RULES: Final[Mapping[str, type[Rule]]] = {
-    rule.name: rule for rule in (FedIT, FFA, RoLoRA, FedSA, FedSB, Sketch, FedEx, FLoRA, FlexLoRA, HetLoRA, Trust)
+    rule.name: rule
+    for rule in (FedIT, FFA, RoLoRA, FedSA, FedSB, FedKSeed, Sketch, FedEx, FLoRA, FlexLoRA, HetLoRA, Trust)
 }

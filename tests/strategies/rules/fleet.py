@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from florilegium.tensors import Tensors, mean
+from strategies.directions import SCALARS
 from strategies.factors import Factors, join, key_of, layers
 from strategies.rule import Duty, Individual, Linear, Loaded, Reply, Rule, Turn, shares
 
@@ -63,17 +64,21 @@ class Device:
         down, duty = rule.down(state, turn), rule.duty(turn)
         if duty.work == "nothing":
             return self._send(rule, down, turn)
-        loaded = rule.load(down, self.kept, turn)
+        loaded = rule.load(down, self.kept, turn).replayed(adapter(self.rank))
+        along: Tensors = {}
         if duty.work == "gradient":
             self.before = {key: torch.zeros_like(tensor) for key, tensor in loaded.adapter.items()}
             self.after = _lora_gradient(loaded, slope(self.number), turn.scale)
+        elif duty.work == "zeroth-order":
+            self.before = loaded.adapter
+            self.after, along = _walked(loaded, train, self.number)
         else:
             self.before, self.after = _trained(loaded, duty, train, self.number)
         self.kept = rule.keep(self.after, turn)
-        return self._send(rule, down, turn)
+        return self._send(rule, down, turn, along)
 
-    def _send(self, rule: Rule, down: Tensors, turn: Turn) -> Reply:
-        sent = rule.up(self.before, self.after, down, turn)
+    def _send(self, rule: Rule, down: Tensors, turn: Turn, along: Tensors | None = None) -> Reply:
+        sent = rule.up(self.before, self.after | (along or {}), down, turn)
         return Reply(device=self.number, weight=self.weight, scale=turn.scale, tensors=sent)
 
 
@@ -99,6 +104,18 @@ def _trained(loaded: Loaded, duty: Duty, train: Train, number: int) -> tuple[Ten
         return before, after
     wanted = [key for key in before if duty.part == "AB" or f".lora_{duty.part}." in key]
     return before, before | train({key: before[key] for key in wanted}, number)
+
+
+def _walked(loaded: Loaded, train: Train, number: int) -> tuple[Tensors, Tensors]:
+    """Where a few steps lead, one by one, each seed twice, and how far they went along each."""
+    assert loaded.directions is not None
+    after, moved = dict(loaded.adapter), torch.zeros_like(loaded.directions.scalars)
+    for step, length in enumerate(train({SCALARS: torch.zeros(6)}, number)[SCALARS].tolist()):
+        seed = step % 3
+        moved[seed] += length
+        for key, direction in loaded.directions.along(seed, after).items():
+            after[key] = after[key] - length * direction
+    return after, {SCALARS: moved}
 
 
 def play_round(
