@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -31,9 +31,11 @@ from client.durable import (
 from florilegium.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from client.adapters import AdaptedModel
 
-__all__ = ["AdapterStore", "Metric", "Version"]
+__all__ = ["AdapterStore", "Adapters", "Metric", "Version"]
 
 Metric = float | int | str | bool | None
 _WEIGHTS = "adapter_model.safetensors"
@@ -48,6 +50,23 @@ class Version:
     path: Path
     slots: tuple[str, ...]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+class Adapters(Protocol):
+    """What is saved of an `AdaptedModel`; adapters without their base can be saved as well."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots' names."""
+        ...
+
+    def peft_config(self, slot: str) -> LoraConfig:
+        """Return PEFT's configuration of a slot."""
+        ...
+
+    def state(self, slot: str) -> dict[str, Tensor]:
+        """Return a slot's tensors, keyed as PEFT's files key them."""
+        ...
 
 
 class AdapterStore:
@@ -97,9 +116,20 @@ class AdapterStore:
         return Version(number=number, path=path, slots=slots, metrics=_read_json(path / "metrics.json"))
 
     def save_candidate(
-        self, model: AdaptedModel, *, metrics: Mapping[str, Metric] | None = None, slots: Iterable[str] | None = None
+        self,
+        model: Adapters,
+        *,
+        metrics: Mapping[str, Metric] | None = None,
+        slots: Iterable[str] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> int:
         """Save the model's adapters as a new version, not yet in use, and return its number.
+
+        Args:
+            model: whose.
+            metrics: what was measured of it.
+            slots: which; all of them if None.
+            files: what else belongs to the version, by file name.
 
         Raises:
             StorageError: the disk is full or refuses; the present version is as before.
@@ -112,7 +142,8 @@ class AdapterStore:
                 draft.mkdir(mode=0o700)
                 for slot in model.slots if slots is None else slots:
                     _write_slot(draft / slot, model, slot)
-                write_new_file(draft / "metrics.json", _json(dict(metrics or {})))
+                for name, content in {"metrics.json": _json(dict(metrics or {})), **(files or {})}.items():
+                    write_new_file(draft / name, content)
                 sync_directory(draft)
                 draft.rename(self._path(number))
                 sync_directory(self._versions)
@@ -205,7 +236,7 @@ class AdapterStore:
         self._history = history
 
 
-def _write_slot(folder: Path, model: AdaptedModel, slot: str) -> None:
+def _write_slot(folder: Path, model: Adapters, slot: str) -> None:
     folder.mkdir(mode=0o700)
     config = model.peft_config(slot).to_dict() | {"inference_mode": True}  # type: ignore[no-untyped-call]
     tensors = {key: tensor.cpu().contiguous() for key, tensor in model.state(slot).items()}

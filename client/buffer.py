@@ -23,17 +23,15 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final, Self
 
-import numpy as np
-
 from client import buffer_tables as tables
+from client.admission import Admission, Arrival, Mirror, text_bytes
 from client.buffer_tables import BufferedDialogue, DayCounts, LoggedDecision, Part
-from client.dialogue import Annotation, Dialogue, Example, Verdict, derive_seed, shown_id
+from client.dialogue import Annotation, Dialogue, Example, Verdict, shown_id
 from client.selection.held import Held
 from client.selection.lexicons import Lexicons, load_lexicons
 from client.selection.policies import make_policy
 from client.selection.policy import Action, Decision, Policy, Scored
-from client.selection.scoring import EOE_READINGS, Embedded, EoeReading, pack_vector, place, score
-from client.selection.words import split_words
+from client.selection.scoring import EOE_READINGS, Embedded, EoeReading, place, score
 from client.storage import Database
 from florilegium.errors import ConfigError, InputError, StorageError
 
@@ -41,7 +39,6 @@ __all__ = ["BufferStats", "BufferedDialogue", "DayCounts", "LoggedDecision", "Pr
 
 DECISION_ROWS: Final = 10_000  # older decisions are forgotten, except those on dialogues that are still here
 PRUNE_EVERY: Final = 256  # arrivals
-QUEUE_ROWS: Final = 1_024  # newcomers that can wait for the end of one round
 
 _log = logging.getLogger(__name__)
 
@@ -76,54 +73,6 @@ class BufferStats:
     file_bytes: int
     domains: Mapping[str, int]
     outcomes: Mapping[str, int]
-
-
-@dataclass(slots=True)
-class _Mirror:
-    """What the file holds, in memory: the part that trains as arrays, the held-out identifiers by bin."""
-
-    held: Held
-    heldout: list[str]
-    queued: int
-
-    def bin_for(self, part: Part, decision: Decision) -> int | None:
-        """Return the bin that a decision fills, the victim's or the next free one; None where there are no bins."""
-        ids = {"train": self.held.ids, "heldout": self.heldout}.get(part)
-        if ids is None or decision.action is Action.DROP:
-            return None
-        return len(ids) if decision.victim_id is None else ids.index(decision.victim_id)
-
-    def follow(self, arrival: _Arrival, part: Part, decision: Decision, bin_number: int | None, number: int) -> None:
-        """Do in memory what was done in the file."""
-        self.queued += int(part == "queue") - int(arrival.number is not None)
-        self.held.seen += int(part == "train")
-        if bin_number is None or arrival.scored is None:
-            return
-        if part == "heldout":
-            self.heldout[bin_number : bin_number + 1] = [arrival.scored.dialogue_id]
-        elif decision.action is Action.KEEP:
-            self.held.add(arrival.scored, number)
-        else:
-            self.held.replace(bin_number, arrival.scored, number)
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A dialogue to be decided about.
-
-    Attributes:
-        dialogue: what was said.
-        scored: its numbers; None where the embedding is unusable.
-        day: when it came.
-        number: of its arrival; None until that is stored.
-        wanted: whether its user asked for it to be kept.
-    """
-
-    dialogue: Dialogue
-    scored: Scored | None
-    day: date
-    number: int | None = None
-    wanted: bool = False
 
 
 class PrivateBuffer:
@@ -170,17 +119,19 @@ class PrivateBuffer:
         _require("eoe", eoe, eoe in EOE_READINGS, f"one of {', '.join(EOE_READINGS)}")
         self.path = Path(path)
         self.bins = bins
-        self.bin_bytes = bin_bytes
-        self._policy = make_policy(policy) if isinstance(policy, str) else policy
-        self._holdout_share = holdout_share
-        self._holdout_bins = holdout_bins
-        self._seed = seed
+        self._admission = Admission(
+            policy=make_policy(policy) if isinstance(policy, str) else policy,
+            bin_bytes=bin_bytes,
+            holdout_share=holdout_share,
+            holdout_bins=holdout_bins,
+            seed=seed,
+        )
         self._reading: EoeReading = eoe
         self._lexicons = lexicons or load_lexicons()
         self._read_only = read_only
         self._guard = threading.RLock()
         self._freezes = 0
-        self._mirror: _Mirror | None = None
+        self._mirror: Mirror | None = None
         self._database = Database(self.path, schema=tables.SCHEMA, version=tables.SCHEMA_VERSION, read_only=read_only)
         try:
             if not read_only:
@@ -211,7 +162,7 @@ class PrivateBuffer:
             if known is not None:
                 return known.decision
             self._drain()
-            return self._settle(_Arrival(dialogue, self._score(dialogue, embedding), day or _today()))
+            return self._settle(Arrival(dialogue, self._score(dialogue, embedding), day or _today()))
 
     def adopt(self, dialogue: Dialogue, embedding: Embedded, *, day: date | None = None) -> Decision:
         """Keep a dialogue because its user wants it kept, such as one whose reply they corrected.
@@ -230,7 +181,7 @@ class PrivateBuffer:
                 if known is not None and tables.has_dialogue(sql, dialogue.dialogue_id):
                     return known.decision
             scored = self._score(dialogue, embedding)
-            return self._settle(_Arrival(dialogue, scored, day or _today(), wanted=True))
+            return self._settle(Arrival(dialogue, scored, day or _today(), wanted=True))
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
@@ -383,7 +334,7 @@ class PrivateBuffer:
         Raises:
             InputError: the ideal answer is larger than a bin.
         """
-        key, size = annotation.dialogue_id, _text_bytes(annotation.ideal or "")
+        key, size = annotation.dialogue_id, text_bytes(annotation.ideal or "")
         if size > self.bin_bytes:
             raise InputError(f"the ideal answer has {size} bytes, a bin {self.bin_bytes}", "shorten it")
         with self._guard:
@@ -451,7 +402,7 @@ class PrivateBuffer:
 
     def fits(self, *texts: str) -> bool:
         """Return whether texts fit into one bin."""
-        return _text_bytes(*texts) <= self.bin_bytes
+        return self._admission.fits(*texts)
 
     def children(self, source_id: str) -> list[Example]:
         """Return what was synthesized from a dialogue."""
@@ -478,6 +429,11 @@ class PrivateBuffer:
             _put_meta(sql, values)
 
     # --- life cycle ---
+
+    @property
+    def bin_bytes(self) -> int:
+        """What one bin can hold."""
+        return self._admission.bin_bytes
 
     def close(self) -> None:
         """Close the file and let another process open it."""
@@ -524,8 +480,8 @@ class PrivateBuffer:
             held = tables.select_dialogues(sql, "train")
             heldout = tables.select_ids(sql, "heldout")
         held.sort(key=lambda item: (not item.scored.answered, -item.arrived_index))
-        heldout.sort(key=self._rank)
-        leaving = [item.dialogue.dialogue_id for item in held[self.bins :]] + heldout[self._holdout_bins :]
+        heldout.sort(key=self._admission.rank)
+        leaving = [item.dialogue.dialogue_id for item in held[self.bins :]] + heldout[self._admission.holdout_bins :]
         if not leaving:
             return
         _log.warning("%s: there are fewer bins now, so %d dialogues are let go", self.path, len(leaving))
@@ -544,14 +500,14 @@ class PrivateBuffer:
 
     # --- deciding ---
 
-    def _loaded(self) -> _Mirror:
+    def _loaded(self) -> Mirror:
         """Return what the file holds, reading it again if another process writes it or a call failed."""
         if self._mirror is None or self._read_only:
             with self._database.reading() as sql:
                 seen = sum(count for name, count in tables.count_outcomes(sql).items() if name.startswith("train/"))
                 scores = tables.select_scores(sql)
                 capacity = max(self.bins, len(scores))  # a reader may see more than its settings have bins for
-                self._mirror = _Mirror(
+                self._mirror = Mirror(
                     held=Held.build(capacity, scores, seen=seen),
                     heldout=tables.select_ids(sql, "heldout"),
                     queued=len(tables.select_ids(sql, "queue")),
@@ -568,12 +524,12 @@ class PrivateBuffer:
         for item, logged in zip(waiting, days, strict=True):
             day = logged.day if logged else _today()
             answered = item.scored.answered  # what its user corrected while it waited is not to be lost
-            self._settle(_Arrival(item.dialogue, item.scored, day, item.arrived_index, wanted=answered))
+            self._settle(Arrival(item.dialogue, item.scored, day, item.arrived_index, wanted=answered))
 
-    def _settle(self, arrival: _Arrival) -> Decision:
+    def _settle(self, arrival: Arrival) -> Decision:
         """Decide about an arrival and store the outcome, then let memory follow."""
         mirror = self._loaded()
-        part, decision = self._decide(arrival, mirror)
+        part, decision = self._admission.decide(arrival, mirror, frozen=bool(self._freezes))
         bin_number = mirror.bin_for(part, decision)
         self._mirror = None  # whatever goes wrong from here on, memory is read back from the file
         with self._database.transaction() as sql:
@@ -582,73 +538,19 @@ class PrivateBuffer:
         self._mirror = mirror
         return decision
 
-    def _decide(self, arrival: _Arrival, mirror: _Mirror) -> tuple[Part, Decision]:
-        scored = arrival.scored
-        refusal = self._refusal(arrival, mirror)
-        if scored is None or refusal is not None:
-            return "refused", refusal or Decision(action=Action.DROP, reason="bad-embedding")
-        if self._freezes:
-            if mirror.queued >= QUEUE_ROWS:
-                return "refused", Decision(action=Action.DROP, reason="queue-full")
-            return "queue", Decision(action=Action.QUEUE, reason="frozen")
-        if self._is_held_out(arrival.dialogue.question):
-            decision = self._decide_heldout(scored, mirror.heldout)
-            last = max(mirror.heldout, key=self._rank, default=None)
-            return "heldout", _overruled(decision, last) if arrival.wanted else decision
-        newcomer = replace(scored, idd=mirror.held.idd_of(scored.vector, scored.domain))
-        rng = np.random.default_rng(derive_seed("selection", self._seed, scored.dialogue_id))
-        decision = self._policy.decide(newcomer, mirror.held, rng)
-        if arrival.wanted:
-            decision = _overruled(decision, mirror.held.oldest_unanswered)
-        scores = {"eoe": newcomer.eoe, "dss": newcomer.dss, "idd": newcomer.idd}
-        return "train", replace(decision, evidence=scores | dict(decision.evidence))
-
     def _score(self, dialogue: Dialogue, embedding: Embedded) -> Scored | None:
-        fits = self.fits(dialogue.question, dialogue.response)
-        return score(dialogue, embedding, self._lexicons, self._reading) if fits else None
-
-    def _refusal(self, arrival: _Arrival, mirror: _Mirror) -> Decision | None:
-        size = _text_bytes(arrival.dialogue.question, arrival.dialogue.response)
-        if arrival.scored is not None:
-            hidden, found = mirror.held.hidden_size, len(arrival.scored.vector)
-            if hidden not in {None, found}:
-                if arrival.number is not None:  # acknowledged already: nobody to tell
-                    return Decision(action=Action.DROP, reason="bad-embedding")
-                raise StorageError(
-                    f"{self.path} holds embeddings of {hidden} numbers, got one of {found}",
-                    "use the base model it was filled with, or another folder",
-                )
-            size += _text_bytes(arrival.scored.domain) + len(pack_vector(arrival.scored.vector))
-        if size <= self.bin_bytes:
+        if not self.fits(dialogue.question, dialogue.response):
             return None
-        evidence = {"bytes": float(size), "bin_bytes": float(self.bin_bytes)}
-        return Decision(action=Action.DROP, reason="too-large", evidence=evidence)
-
-    def _is_held_out(self, question: str) -> bool:
-        """Decide by the question's words and the seed alone: what trains must not be asked again by the gate."""
-        return self._hash("question", " ".join(split_words(question)) or question) < self._holdout_share
-
-    def _rank(self, dialogue_id: str) -> float:
-        """Return where a held-out dialogue stands, by its identifier and the seed alone; the last is the next to go."""
-        return self._hash("holdout", dialogue_id)
-
-    def _hash(self, label: str, text: str) -> float:
-        """Return a number in [0, 1) that depends on the text and the seed alone."""
-        return derive_seed(label, self._seed, text) / 2.0**63
-
-    def _decide_heldout(self, scored: Scored, ids: Sequence[str]) -> Decision:
-        """Hold the smallest hashes: a uniform sample of all that was ever held out, whatever its content."""
-        own = self._rank(scored.dialogue_id)
-        if len(ids) < self._holdout_bins:
-            return Decision(action=Action.KEEP, reason="held-out", evidence={"hash": own})
-        last = max(ids, key=self._rank)
-        evidence = {"hash": own, "largest_hash": self._rank(last)}
-        if own >= evidence["largest_hash"]:
-            return Decision(action=Action.DROP, reason="holdout-full", evidence=evidence)
-        return Decision(action=Action.REPLACE, victim_id=last, reason="held-out", evidence=evidence)
+        scored, hidden = score(dialogue, embedding, self._lexicons, self._reading), self._loaded().held.hidden_size
+        if scored is not None and hidden not in {None, len(scored.vector)}:
+            raise StorageError(
+                f"{self.path} holds embeddings of {hidden} numbers, got one of {len(scored.vector)}",
+                "use the base model it was filled with, or another folder",
+            )
+        return scored
 
     def _store(
-        self, sql: sqlite3.Connection, arrival: _Arrival, part: Part, decision: Decision, bin_number: int | None
+        self, sql: sqlite3.Connection, arrival: Arrival, part: Part, decision: Decision, bin_number: int | None
     ) -> int:
         number = arrival.number or tables.next_arrival(sql)
         key = arrival.dialogue.dialogue_id
@@ -697,13 +599,6 @@ def _put_meta(sql: sqlite3.Connection, values: Mapping[str, str | None]) -> None
         tables.put_value(sql, f"user:{key}", value)
 
 
-def _overruled(decision: Decision, victim_id: str | None) -> Decision:
-    """Let a newcomer that was to be dropped take a bin after all."""
-    if decision.action is not Action.DROP or victim_id is None:
-        return decision
-    return replace(decision, action=Action.REPLACE, victim_id=victim_id, reason="wanted")
-
-
 def _require(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
         raise ConfigError(f"{name} must be {rule}, got {value!r}")
@@ -711,10 +606,3 @@ def _require(name: str, value: object, holds: bool, rule: str) -> None:
 
 def _today() -> date:
     return datetime.now(UTC).date()
-
-
-def _text_bytes(*texts: str) -> int:
-    try:
-        return sum(len(text.encode()) for text in texts)
-    except UnicodeEncodeError:
-        raise InputError("the text is not valid Unicode: it has half of a surrogate pair", "repair it") from None

@@ -3,9 +3,8 @@
     observe → respond, embed, select, keep        (every dialogue)
     learn   → ask, synthesize, fine-tune, gate    (every `round_every` dialogues)
 
-After Qin et al., DAC 2024 (arXiv 2311.12275). Ours: a hold-out of the device's own dialogues decides whether a new
-adapter replaces the present one, and a round that was killed is simply run again, since each of its steps is durable
-and does nothing twice.
+After Qin et al., DAC 2024 (arXiv 2311.12275). The state is a directory: whatever a call did is there when it returns,
+and what a killed process left undone is done by the next one.
 """
 
 from __future__ import annotations
@@ -13,42 +12,31 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Final, Self
 
 import tomli_w
 
-from client.adapters import PERSONAL, AdaptedModel, AdapterStore, Version
-from client.annotation import (
-    ANNOTATION_POLICIES,
-    Annotator,
-    AskReport,
-    QueueAnnotator,
-    annotated_examples,
-    ask_round,
-    read_edit,
-)
+from client.adapters import PERSONAL, AdaptedModel, AdapterStore
+from client.annotation import Annotator, QueueAnnotator, read_edit
 from client.buffer import PrivateBuffer
-from client.dialogue import Annotation, Dialogue, Example, derive_id, derive_seed
+from client.dialogue import Annotation, Dialogue, derive_id, derive_seed
 from client.durable import make_directory, remove_drafts, replace_file, storage_errors
-from client.evaluation import Scores, evaluate, mean_scores, uncertainty
-from client.finetuning import FineTuneConfig, FineTuneReport, Progress, Target, finetune
-from client.model import BaseModel, Embedding, Generation, load_model
+from client.finetuning import Progress
+from client.model import BaseModel, Embedding, Generation
+from client.personal import PersonalModel
+from client.round import Round, RoundReport
 from client.selection.lexicons import load_lexicons
 from client.selection.policy import Decision
 from client.settings import DeviceSettings
-from client.synthesis import SYNTHESIZERS, Reason
 from florilegium.errors import ConfigError, InputError, StorageError
 
 __all__ = ["Device", "DeviceSettings", "Observation", "RoundReport"]
 
-KEPT_VERSIONS: Final = 5
 REDRAW_TEMPERATURE: Final = 0.8
 LONGEST_REDRAW: Final = 256  # as many times anyone asks for another response in a row
 
@@ -59,7 +47,6 @@ _ROUND: Final = "round"  # rounds done
 _ROUND_SEEN: Final = "round_seen"  # dialogues seen when the last one began
 _ROUND_DUE: Final = "round_due"  # a reason for a round before enough dialogues came
 _FORGETTING: Final = "forgetting"  # what was forgotten may still be in adapters
-_SYNTHESIS: Final = "synthesis"  # how the stored children were written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,40 +55,6 @@ class Observation:
 
     dialogue: Dialogue
     decision: Decision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """What one learning round did; numbers only.
-
-    Attributes:
-        number: 1 for the first.
-        asked: dialogues newly asked about.
-        answered: answers that came during the round.
-        originals: annotated dialogues trained on.
-        synthesized: rows that the model wrote.
-        drops: synthesized texts refused, by reason.
-        heldout: annotated hold-out dialogues that the gate looked at.
-        outcome: "promoted", "rejected" (worse on the hold-out), or why nothing was trained or kept:
-            "nothing-annotated", "no-holdout", "not-finite".
-        version: the adapter version in use afterwards; None is the bare base.
-        present: scores of the adapter in use before.
-        candidate: scores of the new one.
-        training: what fine-tuning reports.
-    """
-
-    number: int
-    asked: int = 0
-    answered: int = 0
-    originals: int = 0
-    synthesized: int = 0
-    drops: Mapping[str, int] = field(default_factory=dict)
-    heldout: int = 0
-    outcome: str
-    version: int | None = None
-    present: Scores | None = None
-    candidate: Scores | None = None
-    training: FineTuneReport | None = None
 
 
 class Device:
@@ -127,11 +80,7 @@ class Device:
         read_only: bool = False,
     ) -> None:
         self.directory, self.settings = directory, settings
-        self._base = model
-        self._adapted: AdaptedModel | None = None
-        self._serves = not read_only
-        self._changing = threading.RLock()  # held while the adapter in use may change; taken before `_using`
-        self._using = threading.RLock()  # held while the model computes
+        self._changing = threading.RLock()  # held while the adapter in use may change; taken before the model's own
         self.buffer = PrivateBuffer(
             directory / "buffer.sqlite",
             bins=settings.bins,
@@ -146,6 +95,15 @@ class Device:
         )
         try:
             self.adapters = AdapterStore(directory / "adapters", read_only=read_only)
+            self._model = PersonalModel(
+                directory,
+                settings,
+                self.adapters,
+                base=model,
+                on_load=self._follow_model,
+                on_misfit=lambda: self.buffer.set_meta(_ROUND_DUE, "1"),
+                closed=read_only,
+            )
             self._annotator = annotator or QueueAnnotator(self.buffer)
             if not read_only:
                 self._recover()
@@ -207,15 +165,11 @@ class Device:
         Raises:
             ModelError: it cannot be loaded.
         """
-        self._model  # noqa: B018
+        self._model.adapted  # noqa: B018
 
     def close(self) -> None:
         """Take the adapter off the base model and release the directory."""
-        with self._using:
-            self._serves = False
-            if self._adapted is not None:
-                self._adapted.detach()
-                self._adapted = None
+        self._model.close()
         self.buffer.close()
 
     def observe(self, question: str, response: str | None = None, *, dialogue_id: str | None = None) -> Observation:
@@ -294,11 +248,20 @@ class Device:
         with self._changing:
             number = int(self.buffer.meta(_ROUND) or 0) + 1
             seen = self.buffer.seen
+            config = self.settings.finetuning
+            learning = Round(
+                number=number,
+                settings=self.settings,
+                finetuning=config if memory_mb is None else replace(config, memory_mb=memory_mb),
+                buffer=self.buffer,
+                annotator=self._annotator,
+                model=self._model,
+                adapters=self.adapters,
+                checkpoint=self._checkpoint,
+                progress=progress,
+            )
             with self.buffer.frozen():
-                config = self.settings.finetuning
-                report = self._learn(
-                    number, config if memory_mb is None else replace(config, memory_mb=memory_mb), progress
-                )
+                report = learning.run()
                 self.buffer.update_meta({_ROUND: str(number), _ROUND_SEEN: str(seen), _ROUND_DUE: None})
         return report
 
@@ -323,11 +286,8 @@ class Device:
 
     def roll_back(self) -> int | None:
         """Put the adapter before the present one in use again; return its version, None for the bare base."""
-        with self._changing, self._using:
-            self.adapters.roll_back()
-            if self._adapted is not None:
-                self._use_present(self._adapted)
-            return self.adapters.current
+        with self._changing, self._model.changing():
+            return self.adapters.roll_back()
 
     def status(self) -> dict[str, object]:
         """Return what the device has seen, holds, asks and learned: numbers, for people and programs."""
@@ -345,36 +305,9 @@ class Device:
     def _checkpoint(self) -> Path:
         return self.directory / "round" / "finetuning.pt"
 
-    @property
-    def _model(self) -> AdaptedModel:
-        """The base model, wearing the adapter in use."""
-        with self._using:
-            if not self._serves:
-                raise StorageError(f"{self.directory} is closed, or open for looking only", "open it for use")
-            if self._adapted is None:
-                self._adapted = self._load()
-            return self._adapted
-
-    def _load(self) -> AdaptedModel:
-        settings = self.settings
-        base = self._base or load_model(
-            settings.model, dtype=settings.dtype, quantization=settings.quantization, device=settings.device
-        )
-        model = AdaptedModel(base, settings.adapter, slots=(PERSONAL,), seed=settings.seed)
-        try:
-            if self.buffer.follow_model(model.base_fingerprint, model.embed):
-                _log.warning("%s: the base model is another one, so what is held was embedded again", self.directory)
-            self._use_present(model)
-        except BaseException:
-            model.detach()
-            raise
-        return model
-
-    @contextmanager
-    def _active(self, *slots: str) -> Iterator[BaseModel]:
-        """Have the model for oneself in the block, wearing exactly these adapters."""
-        with self._using, self._model.active(*slots):
-            yield self._model.base
+    def _follow_model(self, model: AdaptedModel) -> None:
+        if self.buffer.follow_model(model.base_fingerprint, model.embed):
+            _log.warning("%s: the base model is another one, so what is held was embedded again", self.directory)
 
     def _recover(self) -> None:
         """Finish what an earlier process left undone."""
@@ -387,13 +320,11 @@ class Device:
         """Delete every adapter that may have learned what was forgotten."""
         if self.buffer.meta(_FORGETTING) is None:
             return
-        with self._using:
+        with self._model.changing():
             self.adapters.clear()
             with storage_errors(self.directory):
                 if self._checkpoint.parent.exists():
                     shutil.rmtree(self._checkpoint.parent)
-            if self._adapted is not None:
-                self._use_present(self._adapted)
         self.buffer.set_meta(_FORGETTING, None)
 
     def _answer(self, question: str, *, redraw: int | None = None) -> Generation:
@@ -402,182 +333,24 @@ class Device:
         The embedding comes from the pass that made the response. Where an adapter took part in that pass there is none:
         embeddings of different adapters cannot be compared.
         """
-        with self._active(PERSONAL) as base:
+        with self._model.active(PERSONAL) as base:
             (answer,) = base.generate(
                 [base.chat.prompt(question)],
                 max_new_tokens=self.settings.max_new_tokens,
                 temperature=0.0 if redraw is None else REDRAW_TEMPERATURE,
                 seeds=[redraw or 0],
-                embed=self._model.is_blank(PERSONAL),
+                embed=self._model.adapted.is_blank(PERSONAL),
             )
         return answer
 
     def _embed(self, dialogue: Dialogue) -> Embedding:
-        with self._active() as base:
+        with self._model.active() as base:
             return base.embed([dialogue])[0]
 
     def _offer(self, dialogue: Dialogue, embedding: Embedding | None = None) -> Observation:
         """Let selection decide; without an embedding the bare base reads the dialogue first."""
         decision = self.buffer.offer(dialogue, embedding or self._embed(dialogue))
         return Observation(dialogue=dialogue, decision=decision)
-
-    def _learn(self, number: int, config: FineTuneConfig, progress: Callable[[Progress], None] | None) -> RoundReport:
-        asked = self._ask(number)
-        examples, drops = self._examples()
-        probes = annotated_examples(self.buffer.heldout())
-        report = RoundReport(
-            number=number,
-            asked=len(asked.asked),
-            answered=len(asked.answers),
-            originals=sum(not example.is_synthesized for example in examples),
-            synthesized=sum(example.is_synthesized for example in examples),
-            drops=dict(drops),
-            heldout=len(probes),
-            outcome="no-holdout" if examples else "nothing-annotated",
-            version=self.adapters.current,
-        )
-        return self._improve(report, examples, probes, config, progress) if examples and probes else report
-
-    def _ask(self, number: int) -> AskReport:
-        """Ask about what would train and what the gate looks at, within one budget."""
-        return ask_round(
-            self.buffer,
-            self._annotator,
-            ANNOTATION_POLICIES[self.settings.annotation],
-            among=[*self.buffer.heldout(), *self.buffer.dialogues()],
-            round_number=number,
-            day=datetime.now(UTC).date(),
-            budget=self.settings.annotation_budget,
-            uncertainty=self._uncertainty,
-        )
-
-    def _uncertainty(self, dialogues: Sequence[Dialogue]) -> list[float]:
-        with self._active(PERSONAL) as base:
-            return uncertainty(base, dialogues)
-
-    def _examples(self) -> tuple[list[Example], Counter[str]]:
-        """Return the training rows, originals and children, and why generations were dropped."""
-        rows: list[Example] = []
-        drops: Counter[str] = Counter()
-        originals = annotated_examples(self.buffer.dialogues())
-        if originals:
-            self._follow_synthesis()
-        for original in originals:
-            self._synthesize(original)
-            rows += [original, *self.buffer.children(original.source_id)]
-            drops.update(self.buffer.child_drops(original.source_id))
-        return rows, drops
-
-    def _follow_synthesis(self) -> None:
-        """Drop children that were written by another model or with other settings."""
-        settings = self.settings
-        how = (settings.synthesizer, settings.synthesis_count, str(settings.synthesis_temperature), settings.seed)
-        name = derive_id(self._model.base_fingerprint, *how)
-        if self.buffer.meta(_SYNTHESIS) != name:
-            self.buffer.drop_children({_SYNTHESIS: name})
-
-    def _synthesize(self, original: Example) -> None:
-        """Write an annotated dialogue's children, once, by the bare base: they depend on that dialogue alone."""
-        key = original.source_id
-        if self.buffer.children(key) or self.buffer.child_drops(key):
-            return
-        with self._active() as base:
-            (made,) = SYNTHESIZERS[self.settings.synthesizer](
-                base,
-                [original],
-                count=self.settings.synthesis_count,
-                seed=self.settings.seed,
-                temperature=self.settings.synthesis_temperature,
-            )
-        fitting = [child for child in made.children if self.buffer.fits(child.question, child.response)]
-        excess = Counter({Reason.TOO_LONG.value: len(made.children) - len(fitting)})
-        self.buffer.store_children(key, fitting, made.drops + excess)
-
-    def _improve(
-        self,
-        report: RoundReport,
-        examples: Sequence[Example],
-        probes: Sequence[Example],
-        config: FineTuneConfig,
-        progress: Callable[[Progress], None] | None,
-    ) -> RoundReport:
-        """Train a candidate, unless this round did before it was killed, and put it in use if the gate lets it pass.
-
-        Whatever happens, the model is left with the adapter that is in use.
-        """
-        with self._using:
-            try:
-                if self._candidate(report.number) is None:
-                    report = self._train(report, examples, probes, config, progress)
-                candidate = self._candidate(report.number)
-                if candidate is not None:
-                    report = replace(report, outcome=str(candidate.metrics["outcome"]))
-                    if report.outcome == "promoted":
-                        self.adapters.promote(candidate.number)
-                    self.adapters.prune(keep=KEPT_VERSIONS)
-            finally:
-                self._use_present(self._model)
-        return replace(report, version=self.adapters.current)
-
-    def _candidate(self, number: int) -> Version | None:
-        """Return the version that a round saved, if it came so far."""
-        newest = self.adapters.version(self.adapters.numbers[-1]) if self.adapters.numbers else None
-        if newest is None or newest.metrics.get("round") != number or not self._fits(newest, self._model):
-            return None
-        return newest
-
-    def _train(
-        self,
-        report: RoundReport,
-        examples: Sequence[Example],
-        probes: Sequence[Example],
-        config: FineTuneConfig,
-        progress: Callable[[Progress], None] | None,
-    ) -> RoundReport:
-        """Train a candidate and save it with the gate's verdict."""
-        present = self._score(probes)
-        if self.settings.start == "fresh":
-            self._model.reset(PERSONAL, derive_seed(self.settings.seed, "adapter"))
-        with storage_errors(self._checkpoint.parent):
-            make_directory(self._checkpoint.parent)
-        training = finetune(
-            self._model,
-            examples,
-            target=Target(slot=PERSONAL),
-            config=config,
-            checkpoint=self._checkpoint,
-            progress=progress,
-        )
-        report = replace(report, outcome="not-finite", present=present, training=training)
-        if training.stopped:
-            return report
-        candidate = self._score(probes)
-        outcome = "promoted" if self.settings.gate.better_or_equal(candidate, present) else "rejected"
-        metrics = {"round": report.number, "outcome": outcome, "rows": len(examples), **asdict(candidate)}
-        self.adapters.save_candidate(self._model, metrics={**metrics, "adapter": self._model.fingerprint(PERSONAL)})
-        return replace(report, outcome=outcome, candidate=candidate)
-
-    def _score(self, probes: Sequence[Example]) -> Scores:
-        with self._active(PERSONAL) as base:
-            return mean_scores(evaluate(base, probes, max_new_tokens=self.settings.max_new_tokens))
-
-    def _use_present(self, model: AdaptedModel) -> None:
-        """Load the adapter in use; with none, a blank one, which changes no answer."""
-        present = self.adapters.current
-        if present is not None and not self._fits(self.adapters.version(present), model):
-            _log.warning(
-                "%s: adapter version %d is of another base model or shape, so the bare base model is in use until the "
-                "next learning round",
-                self.directory,
-                present,
-            )
-            self.buffer.set_meta(_ROUND_DUE, "1")
-            self.adapters.retire()
-        if self.adapters.load(model) is None:
-            model.reset(PERSONAL, derive_seed(self.settings.seed, "adapter"))
-
-    def _fits(self, version: Version, model: AdaptedModel) -> bool:
-        return version.metrics.get("adapter") == model.fingerprint(PERSONAL)
 
 
 def _redrawn(dialogue_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Measure a model on examples, and decide whether a new adapter may replace the present one.
+"""Measure a model on examples.
 
 Every measure takes a `BaseModel`; adapters injected into its module take part while they are active.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from importlib import resources
 
 from client.dialogue import Dialogue, Example
+from client.gate import Scores
 from client.model import BaseModel
 from client.reading import Row, read
 from client.rouge import rouge, rouge1, rouge_l
-from florilegium.errors import ConfigError, InputError
+from florilegium.errors import InputError
 
 __all__ = [
     "ExampleScore",
-    "Gate",
     "Scores",
     "evaluate",
     "forgetting_probe",
@@ -56,55 +56,6 @@ class ExampleScore:
     def nll_per_token(self) -> float:
         """Nats per supervised token."""
         return self.nats / self.tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """How a model did on a set of examples.
-
-    Attributes:
-        rouge1: mean ROUGE-1 F1.
-        rouge_l: mean ROUGE-L F1.
-        nll_per_token: nats per supervised token, over all tokens of the set.
-    """
-
-    rouge1: float
-    rouge_l: float
-    nll_per_token: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """Promote a candidate iff it does no worse than the present adapter on the device's own held-out dialogues.
-
-    The likelihood of the preferred answers decides, because it moves smoothly and a handful of dialogues measures it
-    well; ROUGE-1 is a coarse guard against a candidate that likes the answers but no longer writes them, so its
-    tolerance is wide.
-
-    Attributes:
-        nll_tolerance: how much worse the nats per token may be.
-        rouge_tolerance: how much lower ROUGE-1 may be.
-
-    Raises:
-        ConfigError: a tolerance is negative or not finite.
-    """
-
-    nll_tolerance: float = 0.0
-    rouge_tolerance: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name, value in (("nll_tolerance", self.nll_tolerance), ("rouge_tolerance", self.rouge_tolerance)):
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name} must be finite and >= 0, got {value}", "0 tolerates no loss")
-
-    def better_or_equal(self, candidate: Scores, present: Scores) -> bool:
-        """Tell whether `candidate` may replace `present`; one whose scores are not finite never may."""
-        if not _is_finite(candidate):
-            return False
-        if not _is_finite(present):
-            return True
-        no_less_likely = candidate.nll_per_token <= present.nll_per_token + self.nll_tolerance
-        return no_less_likely and candidate.rouge1 >= present.rouge1 - self.rouge_tolerance
 
 
 def evaluate(
@@ -204,7 +155,3 @@ def _read_pairs(model: BaseModel, pairs: Sequence[tuple[str, str, Shots]]) -> li
         ids, prompt = model.chat.example(question, response, shots=before)
         rows.append(Row(ids, len(prompt.ids), len(ids)))
     return [(float(reading.nats.double().sum()), len(reading.nats)) for reading in read(model.module, rows)]
-
-
-def _is_finite(scores: Scores) -> bool:
-    return all(math.isfinite(value) for value in (scores.rouge1, scores.rouge_l, scores.nll_per_token))

@@ -9,7 +9,6 @@ The output head, the embeddings and the norms stay as they are. Adapters train i
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Final, Literal
 
 import torch
@@ -50,7 +49,6 @@ def plan_quantization(
         quantization: which.
         computed: the type that activations have.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line for every product not in float16
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from client.adapters import AdapterConfig
 from client.annotation import ANNOTATION_POLICIES
-from client.evaluation import Gate
 from client.finetuning import FineTuneConfig
+from client.gate import Gate
 from client.selection.policies import POLICIES
 from client.selection.scoring import EoeReading
 from client.synthesis import DEFAULT_TEMPERATURE, SYNTHESIZERS

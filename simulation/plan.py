@@ -9,6 +9,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from client.annotation import ANNOTATION_POLICIES
+from client.gate import Gate
 from florilegium.settings import Settings, one_of
 from simulation.arms import DEFAULT_ARMS, Arm, find_arms
 from simulation.users import UserData
@@ -35,6 +36,7 @@ class CompareConfig(Settings):
             rows more, repeated originals where nothing is synthesized.
         shots: examples that retrieval puts before a question.
         learning_rate: of the adapter.
+        strengths: how much of a trained adapter the gate may choose to use; see `client.strength`.
         epochs: passes over a round's rows.
         batch_size: rows of one step.
         rank: of the adapter.
@@ -56,6 +58,7 @@ class CompareConfig(Settings):
     synthesis_count: int = Field(2, ge=0, le=16)
     shots: int = Field(3, ge=1, le=16)
     learning_rate: float = Field(2e-3, gt=0)
+    strengths: tuple[float, ...] = Gate().strengths
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(8, ge=1)
     rank: int = Field(8, ge=1)
@@ -68,6 +71,7 @@ class CompareConfig(Settings):
     @model_validator(mode="after")
     def _is_fair(self) -> Self:
         find_arms(self.arms)
+        Gate(strengths=self.strengths)
         if not self.arms:
             raise ValueError("arms is empty; name at least one")
         if self.rounds * self.annotations_per_round > self.bins:

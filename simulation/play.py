@@ -8,42 +8,42 @@ dialogue, which depends on the dialogue alone.
 from __future__ import annotations
 
 import itertools
-import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import Tensor
-
 from client.adapters import PERSONAL, AdaptedModel, AdapterConfig
 from client.annotation import ANNOTATION_POLICIES, Oracle, annotated_examples, ask_round
 from client.buffer import BufferedDialogue, PrivateBuffer
 from client.dialogue import Dialogue, Example, derive_id, derive_seed
-from client.evaluation import ExampleScore, Gate, evaluate, forgetting_probe, mean_scores, uncertainty
-from client.finetuning import FineTuneConfig, finetune
-from client.model import BaseModel, Embedding, load_model
+from client.evaluation import ExampleScore, evaluate, forgetting_probe, mean_scores, uncertainty
+from client.finetuning import FineTuneConfig
+from client.gate import Gate, Scores
+from client.learning import Adapter, judge, train, wearing
+from client.model import load_model
 from client.synthesis import SYNTHESIZERS, Synthesis
+from simulation.answers import answer_stream
 from simulation.arms import Arm
 from simulation.plan import Task
 from simulation.records import RoundRecord
 from simulation.retrieval import Shots, retrieve
+from simulation.threads import single_thread
 
 __all__ = ["play_user"]
 
+_Key = tuple[frozenset[Example], float]  # rows and strength: what an adapter is a function of
+
 _FIRST_DAY: Final = date(2026, 1, 1)  # the days of a simulated stream are counted from here
-_GATE: Final = Gate()
 
 
 def play_user(task: Task) -> Iterator[list[RoundRecord]]:
     """Yield, for each arm of a task, the records of all its rounds."""
-    with _single_thread():
+    with single_thread():
         base = load_model(task.config.model)
         model = AdaptedModel(
             base,
@@ -58,17 +58,6 @@ def play_user(task: Task) -> Iterator[list[RoundRecord]]:
             model.detach()
 
 
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """Compute on one thread, in workers and in the parent alike, so that the numbers agree."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Stage:
     """What all arms of one user share: what the base model says of the stream, and whatever was computed once."""
 
@@ -76,11 +65,12 @@ class _Stage:
         self.draw, self.user, self.config, self.model = task.seed, task.user, task.config, model
         self.work = task.work
         self._seeds = (task.config.seed, task.seed, task.user.user_id)
-        self.dialogues, self.embeddings = _answer(task, model.base)
+        self.answers = answer_stream(task.user.stream, model.base, max_new_tokens=task.config.max_new_tokens)
         self._syntheses: dict[tuple[str, tuple[Example, ...]], list[Synthesis]] = {}
-        self._trained: dict[frozenset[Example], _Trained] = {}
-        self._scores: dict[tuple[frozenset[Example], str, tuple[tuple[str, str], ...]], ExampleScore] = {}
-        self.untrained = self._measure_probe(_Trained(rows=frozenset()))
+        self._trained: dict[frozenset[Example], Adapter] = {}
+        self._scores: dict[tuple[_Key, str, tuple[tuple[str, str], ...]], ExampleScore] = {}
+        self._probes: dict[_Key, float] = {}
+        self.untrained = Adapter()
 
     def seed(self, label: str) -> int:
         """Derive a seed that belongs to this user, whatever the arm."""
@@ -99,7 +89,7 @@ class _Stage:
                 self._syntheses[key] = SYNTHESIZERS[name](self.model.base, examples, count=count, seed=seed)
         return self._syntheses[key]
 
-    def train(self, rows: Sequence[Example]) -> _Trained:
+    def train(self, rows: Sequence[Example]) -> Adapter:
         """Train a fresh adapter: a function of the set of rows, so arms with the same rows share one."""
         key = frozenset(rows)
         if key not in self._trained:
@@ -110,26 +100,22 @@ class _Stage:
                 seed=self.seed("finetuning"),
             )
             self.model.reset(PERSONAL, self.seed("adapter"))
-            report = finetune(self.model, rows, config=config)
-            trained = _Trained(
-                rows=key, state=self.model.state(PERSONAL), steps=report.steps, diverged=bool(report.stopped)
-            )
-            self._trained[key] = self._measure_probe(trained)
+            self._trained[key] = train(self.model, rows, config)
         return self._trained[key]
 
-    def evaluate(self, adapter: _Trained, examples: Sequence[Example], shots: Sequence[Shots]) -> list[ExampleScore]:
+    def evaluate(self, adapter: Adapter, examples: Sequence[Example], shots: Sequence[Shots]) -> list[ExampleScore]:
         """Score an adapter, with `shots` before each question; nothing is computed twice.
 
         An adapter is first asked in the round it is trained in and then in every round it is in place, by whatever arm.
         So the questions that share a call, and with them the last bits of the numbers, do not depend on other arms.
         """
         before = [tuple(each) for each in shots]
-        keys = [(adapter.rows, example.example_id, given) for example, given in zip(examples, before, strict=True)]
+        keys = [(_key(adapter), example.example_id, given) for example, given in zip(examples, before, strict=True)]
         new = [index for index, key in enumerate(keys) if key not in self._scores]
         if new:
-            with self.wearing(adapter):
+            with wearing(self.model, adapter) as base:
                 scores = evaluate(
-                    self.model.base,
+                    base,
                     [examples[index] for index in new],
                     shots=[before[index] for index in new],
                     max_new_tokens=self.config.max_new_tokens,
@@ -137,58 +123,17 @@ class _Stage:
             self._scores.update(zip((keys[index] for index in new), scores, strict=True))
         return [self._scores[key] for key in keys]
 
-    def _measure_probe(self, adapter: _Trained) -> _Trained:
-        with self.wearing(adapter):
-            return replace(adapter, probe=forgetting_probe(self.model.base))
-
-    @contextmanager
-    def wearing(self, adapter: _Trained) -> Iterator[None]:
-        """Let the model answer with an adapter inside the block."""
-        if adapter.state is None:
-            with self.model.active():
-                yield
-            return
-        self.model.load_state(PERSONAL, adapter.state)
-        with self.model.active(PERSONAL):
-            yield
+    def forgetting(self, adapter: Adapter) -> float:
+        """Return by how many nats per token general text became less likely than it is to the base model."""
+        for each in (self.untrained, adapter):
+            if _key(each) not in self._probes:
+                with wearing(self.model, each) as base:
+                    self._probes[_key(each)] = forgetting_probe(base)
+        return self._probes[_key(adapter)] - self._probes[_key(self.untrained)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Trained:
-    """An adapter; the base model itself where there is no state.
-
-    Attributes:
-        rows: what it was trained on; it is a function of them.
-        state: its tensors.
-        steps: optimizer steps.
-        probe: nats per token of general text.
-        diverged: whether training ended in numbers that are not finite; the state is then that of the beginning.
-    """
-
-    rows: frozenset[Example]
-    state: Mapping[str, Tensor] | None = None
-    steps: int = 0
-    probe: float = math.nan
-    diverged: bool = False
-
-
-def _answer(task: Task, base: BaseModel) -> tuple[dict[str, Dialogue], dict[str, Embedding]]:
-    """Let the base model answer the stream where the data has no answer, and embed all of it."""
-    open_turns = [turn for turn in task.user.stream if turn.response is None]
-    answers = base.respond([turn.question for turn in open_turns], max_new_tokens=task.config.max_new_tokens)
-    texts = {turn.turn_id: answer.text for turn, answer in zip(open_turns, answers, strict=True)}
-    embeddings = {turn.turn_id: answer.embedding for turn, answer in zip(open_turns, answers, strict=True)}
-    dialogues = {
-        turn.turn_id: Dialogue(
-            question=turn.question,
-            response=texts[turn.turn_id] if turn.response is None else turn.response,
-            dialogue_id=turn.turn_id,
-        )
-        for turn in task.user.stream
-    }
-    rest = [dialogue for key, dialogue in dialogues.items() if key not in embeddings]
-    embeddings |= {dialogue.dialogue_id: each for dialogue, each in zip(rest, base.embed(rest), strict=True)}
-    return dialogues, {key: each for key, each in embeddings.items() if each is not None}
+def _key(adapter: Adapter) -> _Key:
+    return adapter.rows, adapter.strength
 
 
 def _play_arm(stage: _Stage, arm: Arm) -> list[RoundRecord]:
@@ -236,8 +181,8 @@ class _Device:
         for turn in self._stage.user.stream[self._seen : stop]:
             self._day = turn.day
             if self._arm.learns:
-                dialogue, embedding = self._stage.dialogues[turn.turn_id], self._stage.embeddings[turn.turn_id]
-                self._buffer.offer(dialogue, embedding, day=self._date)
+                answers = self._stage.answers
+                self._buffer.offer(answers.dialogues[turn.turn_id], answers.embeddings[turn.turn_id], day=self._date)
         self._seen = stop
 
     @property
@@ -266,8 +211,8 @@ class _Device:
             self._asked[part] += len(report.asked)
 
     def _uncertainty(self, dialogues: Sequence[Dialogue]) -> list[float]:
-        with self._stage.wearing(self._present):
-            return uncertainty(self._stage.model.base, dialogues)
+        with wearing(self._stage.model, self._present) as base:
+            return uncertainty(base, dialogues)
 
     def _learn(self, number: int) -> _Lesson:
         originals = self._everything() if self._arm.sees_everything else annotated_examples(self._buffer.dialogues())
@@ -276,8 +221,7 @@ class _Device:
         children = self._synthesize(originals)
         wanted = number * self._stage.config.annotations_per_round * (1 + self._stage.config.synthesis_count)
         missing = 0 if self._arm.sees_everything else wanted - len(originals) - len(children)
-        candidate = self._stage.train([*originals, *children, *_repeated(originals, missing)])
-        promoted = self._passes(candidate)
+        candidate, promoted = self._judge(self._stage.train([*originals, *children, *_repeated(originals, missing)]))
         self._present = candidate if promoted else self._present
         return _Lesson(candidate, promoted, len(originals), len(children), missing)
 
@@ -285,7 +229,7 @@ class _Device:
         """Return every turn so far with the answer preferred now, but for those that the gate judges by."""
         judged = {item.dialogue.dialogue_id for item in self._buffer.heldout()}
         return [
-            Example.original(self._stage.dialogues[turn.turn_id], turn.preferred_on(self._day))
+            Example.original(self._stage.answers.dialogues[turn.turn_id], turn.preferred_on(self._day))
             for turn in self._stage.user.stream[: self._seen]
             if turn.turn_id not in judged
         ]
@@ -297,17 +241,24 @@ class _Device:
         self._made.update((example.example_id, each) for example, each in zip(new, made, strict=True))
         return [child for example in originals for child in self._made[example.example_id].children]
 
-    def _passes(self, candidate: _Trained) -> bool:
+    def _judge(self, trained: Adapter) -> tuple[Adapter, bool]:
         """Let the device's own gate decide; with nothing to judge by, no candidate passes."""
         judged = annotated_examples(self._buffer.heldout())
-        if not judged or candidate.diverged:
-            return False
+        if not judged or trained.diverged:
+            return trained, False
         # What is judged must not stand before the question as an example.
         shots = self._shots(judged, self._buffer.dialogues())
-        # One call answers the gate's questions and those of the report: a call costs as much as its longest answer.
-        new = self._stage.evaluate(candidate, [*judged, *self._stage.user.heldout], [*shots, *self._before])
-        old = self._stage.evaluate(self._present, judged, shots)
-        return _GATE.better_or_equal(mean_scores(new[: len(judged)]), mean_scores(old))
+
+        def score(adapter: Adapter) -> Scores:
+            # One call answers the gate's questions and those of the report: a call costs as much as its longest answer.
+            reported = [] if adapter is self._present else self._stage.user.heldout
+            before = [] if adapter is self._present else self._before
+            scores = self._stage.evaluate(adapter, [*judged, *reported], [*shots, *before])
+            return mean_scores(scores[: len(judged)])
+
+        gate = Gate(strengths=self._stage.config.strengths)
+        trial = judge(self._stage.model, trained, self._present, gate, judged, score=score, shots=shots)
+        return trial.candidate, trial.promoted
 
     def _record(self, number: int, lesson: _Lesson, began: float) -> RoundRecord:
         user, kind_of = self._stage.user, {turn.turn_id: turn.kind for turn in self._stage.user.stream}
@@ -324,9 +275,10 @@ class _Device:
             original_rows=lesson.originals,
             synthesized_rows=lesson.synthesized,
             repeated_rows=lesson.repeated,
-            steps=lesson.candidate.steps if lesson.candidate else 0,
+            steps=lesson.steps,
             promoted=lesson.promoted,
-            scores=_metrics(scores) | {"forgetting": self._present.probe - self._stage.untrained.probe},
+            strength=lesson.candidate.strength if lesson.candidate else None,
+            scores=_metrics(scores) | {"forgetting": self._stage.forgetting(self._present)},
             candidate=self._judged_candidate(lesson),
             by_kind={
                 kind: _metrics([each for each in scores if user.heldout_kinds.get(each.example_id) == kind])
@@ -341,10 +293,10 @@ class _Device:
     def _judged_candidate(self, lesson: _Lesson) -> dict[str, float]:
         if lesson.candidate is None:
             return {}
-        forgotten = lesson.candidate.probe - self._stage.untrained.probe
-        return _metrics(self._score(lesson.candidate)) | {"forgetting": forgotten}
+        forgetting = self._stage.forgetting(lesson.candidate)
+        return _metrics(self._score(lesson.candidate)) | {"forgetting": forgetting}
 
-    def _score(self, adapter: _Trained) -> list[ExampleScore]:
+    def _score(self, adapter: Adapter) -> list[ExampleScore]:
         """Score an adapter on the user's held-out questions, with examples before them if the arm retrieves."""
         return self._stage.evaluate(adapter, self._stage.user.heldout, self._before)
 
@@ -362,11 +314,16 @@ class _Device:
 class _Lesson:
     """What one learning round did."""
 
-    candidate: _Trained | None = None
+    candidate: Adapter | None = None
     promoted: bool | None = None
     originals: int = 0
     synthesized: int = 0
     repeated: int = 0
+
+    @property
+    def steps(self) -> int:
+        training = None if self.candidate is None else self.candidate.training
+        return 0 if training is None else training.steps
 
 
 def _repeated(originals: Sequence[Example], count: int) -> list[Example]:

@@ -626,7 +626,7 @@ def test_nested_freezes_end_with_the_outer_one(opened: Opener) -> None:
 
 
 def test_the_queue_is_bounded(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer_module, "QUEUE_ROWS", 2)
+    monkeypatch.setattr("client.admission.QUEUE_ROWS", 2)
     buffer = opened()
     with buffer.frozen():
         reasons = [buffer.offer(dialogue(key), embedded(key)).reason for key in range(3)]

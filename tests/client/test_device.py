@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from safetensors.torch import load_file
 
 from client.annotation import Oracle
 from client.device import Device, DeviceSettings
@@ -100,7 +102,7 @@ def test_a_worse_candidate_is_rolled_back(tmp_path: Path, tiny_model: BaseModel)
         assert report.candidate.nll_per_token > report.present.nll_per_token
         assert [version.metrics["outcome"] for version in device.adapters.versions()] == ["rejected"]
         assert device.adapters.current is None
-        assert device._model.is_blank("personal")
+        assert device._model.adapted.is_blank("personal")
 
 
 def test_without_holdout_nothing_is_promoted(tmp_path: Path, tiny_model: BaseModel) -> None:
@@ -215,7 +217,7 @@ def test_training_without_a_forgotten_dialogue_equals_never_having_had_it(
                 assert device.due
                 device.learn()
                 assert not device.due
-            states.append(device._model.state("personal"))
+            states.append(device._model.adapted.state("personal"))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 
@@ -278,7 +280,7 @@ def test_a_forgetting_that_is_cut_short_is_ended_by_the_next_opening_or_call(
         assert not device.buffer.decisions("d3")
         assert (device.adapters.current, device.adapters.numbers, device.due) == (None, [], True)
         assert not [*directory.rglob("*.safetensors"), *directory.rglob("*finetuning*")]
-        assert device._model.is_blank("personal")
+        assert device._model.adapted.is_blank("personal")
         assert not device.forget("d3")
 
 
@@ -292,6 +294,78 @@ def test_drafts_of_a_killed_process_are_removed(tmp_path: Path, tiny_model: Base
         assert all(draft.exists() for draft in drafts), "another process may be writing them"
     with Device.open(tmp_path / "d", model=tiny_model):
         assert not any(draft.exists() for draft in drafts)
+
+
+# --- strength --------------------------------------------------------------------------------------------------------
+
+OVERFIT = {"epochs": 30, "batch_size": 4, "learning_rate": 0.03}
+
+
+def divided(directory: Path, model: BaseModel, **changes: object) -> Device:
+    """Open a device that learns one answer by heart while its hold-out wants one that begins alike."""
+    ideals = dict(IDEALS)
+    make(directory, **changes)
+    device = Device.open(directory, model=model, annotator=Oracle(ideals))
+    feed(device, 0, 20)
+    ideals |= {item.dialogue.dialogue_id: "It is the blue box in the hall." for item in device.buffer.heldout()}
+    return device
+
+
+def tensors(device: Device, version: int) -> dict[str, torch.Tensor]:
+    return load_file(device.adapters.version(version).path / "personal" / "adapter_model.safetensors")
+
+
+def test_a_candidate_that_learned_too_much_is_used_at_a_lower_strength(tmp_path: Path, tiny_model: BaseModel) -> None:
+    with divided(tmp_path / "whole", tiny_model, finetuning=OVERFIT, gate={"strengths": [1.0]}) as device:
+        report = device.learn()
+        assert (report.outcome, report.strength) == ("rejected", 1.0)
+        trained = tensors(device, 1)
+    with divided(tmp_path / "part", tiny_model, finetuning=OVERFIT) as device:
+        report = device.learn()
+        assert (report.outcome, report.strength) == ("promoted", 0.25)
+        assert device.adapters.version(1).metrics["strength"] == 0.25
+        for key, tensor in tensors(device, 1).items():
+            assert torch.equal(tensor, trained[key] * (0.25 if ".lora_B." in key else 1.0))
+            assert torch.equal(tensor, device._model.adapted.state("personal")[key])
+
+
+def test_a_round_that_goes_on_is_taken_back_towards_the_present_adapter(tmp_path: Path, tiny_model: BaseModel) -> None:
+    changes = {"start": "present", "gate": {"strengths": [1.0]}}
+    with Device.open(make(tmp_path / "whole", **changes), model=tiny_model, annotator=Oracle(IDEALS)) as device:
+        feed(device, 0, 20)
+        assert device.learn().outcome == "promoted"
+        feed(device, 20, 30)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    change(tmp_path / "part", **changes | {"gate": {"strengths": [0.5]}})
+    found = {}
+    for name in ("whole", "part"):
+        with Device.open(tmp_path / name, model=tiny_model, annotator=Oracle(IDEALS)) as device:
+            device.learn()
+            found[name], present = tensors(device, 2), tensors(device, 1)
+    for key, tensor in found["part"].items():
+        assert torch.allclose(tensor, (present[key] + found["whole"][key]) / 2, atol=1e-7)
+        assert not torch.equal(tensor, found["whole"][key])
+
+
+@pytest.mark.parametrize("start", ["fresh", "present"])
+@pytest.mark.parametrize("place", ["client.gate.Gate.choose_strength", "client.device.AdapterStore.save_candidate"])
+def test_a_round_that_was_killed_at_the_gate_chooses_the_same_again(
+    tmp_path: Path, tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch, start: str, place: str
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with divided(tmp_path / "quiet", tiny_model, start=start) as device:
+        report, adapter = device.learn(), tensors(device, 1)
+    with divided(tmp_path / "killed", tiny_model, start=start) as device, monkeypatch.context() as patched:
+        patched.setattr(place, die)
+        with pytest.raises(Killed):
+            device.learn()
+        answers = device._annotator
+    with Device.open(tmp_path / "killed", model=tiny_model, annotator=answers) as device:
+        again = device.learn()
+        assert (again.outcome, again.strength, again.candidate) == (report.outcome, 0.5, report.candidate)
+        assert all(torch.equal(tensor, adapter[key]) for key, tensor in tensors(device, 1).items())
 
 
 # --- rounds that do not end well -------------------------------------------------------------------------------------
@@ -316,11 +390,11 @@ def test_a_round_that_fails_leaves_the_adapter_in_use(
     tmp_path: Path, tiny_model: BaseModel, error: type[BaseException], arguments: dict[str, object]
 ) -> None:
     with learned(tmp_path / "d", tiny_model) as device:
-        before = device._model.flat("personal").clone()
+        before = device._model.adapted.flat("personal").clone()
         feed(device, 20, 30)
         with pytest.raises(error):
             device.learn(**arguments)  # type: ignore[arg-type]
-        assert torch.equal(device._model.flat("personal"), before)
+        assert torch.equal(device._model.adapted.flat("personal"), before)
         assert device.due, "the round is still to be done"
 
 
@@ -344,6 +418,7 @@ def test_a_round_that_was_killed_after_training_does_not_train_again(
         trained = next(directory.rglob("*.safetensors")).read_bytes()
         report = device.learn()
         assert (report.number, report.outcome, report.version, report.training) == (1, "promoted", 1, None)
+        assert report.strength == device.adapters.version(1).metrics["strength"]
         assert [path.read_bytes() for path in directory.rglob("*.safetensors")] == [trained]
         assert (device.due, device.status()["rounds"]) == (False, 1)
         feed(device, 20, 30)
@@ -376,7 +451,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         ]
         return [Synthesis(children=tuple(children), drops=Counter())]
 
-    monkeypatch.setattr("client.device.SYNTHESIZERS", {"questions": write, "none": lambda *_, **__: [NOTHING]})
+    monkeypatch.setattr("client.rows.SYNTHESIZERS", {"questions": write, "none": lambda *_, **__: [NOTHING]})
     return told
 
 
@@ -426,7 +501,7 @@ def test_an_adapter_of_another_shape_gives_way_to_the_bare_base(
         assert (device.adapters.current, device.due) == (1, False)
         device.load()
         assert (device.adapters.current, device.due) == (None, True)
-        assert device._model.is_blank("personal")
+        assert device._model.adapted.is_blank("personal")
         assert device.learn().outcome == "promoted"
     (message,) = [record.getMessage() for record in caplog.records]
     assert "adapter version 1 is of another base model or shape" in message
@@ -563,7 +638,7 @@ def test_what_is_said_during_training_waits_and_changes_nothing(tmp_path: Path, 
             assert device.learn(progress=follow).outcome == "promoted"
             if follow:
                 thread.join()
-            states.append(device._model.state("personal"))
+            states.append(device._model.adapted.state("personal"))
             (answer,) = seen or [""]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
     assert answer == seen[0]

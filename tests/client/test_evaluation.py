@@ -4,14 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from client.dialogue import Dialogue, Example
 from client.evaluation import (
     ExampleScore,
-    Gate,
-    Scores,
     evaluate,
     forgetting_probe,
     mean_scores,
@@ -22,7 +18,7 @@ from client.evaluation import (
 )
 from client.model import BaseModel
 from client.rouge import rouge
-from florilegium.errors import ConfigError, InputError
+from florilegium.errors import InputError
 
 ROWS = (
     ("What should I cook for dinner tonight?", "You could make the lentil soup."),
@@ -91,48 +87,6 @@ def test_no_example_has_no_mean(shared_tiny_model: BaseModel) -> None:
     assert nll(shared_tiny_model, []) == (0.0, 0)
     with pytest.raises(InputError, match="there is no example to score"):
         mean_scores([])
-
-
-def scores(nll_per_token: float, rouge1: float = 0.5) -> Scores:
-    return Scores(rouge1=rouge1, rouge_l=0.5, nll_per_token=nll_per_token)
-
-
-finite = st.floats(0, 100)
-
-
-@given(one=finite, other=finite, rouge1=st.floats(0, 1))
-def test_the_likelier_of_two_equal_writers_passes(one: float, other: float, rouge1: float) -> None:
-    gate = Gate()
-    assert gate.better_or_equal(scores(one, rouge1), scores(other, rouge1)) == (one <= other)
-    assert gate.better_or_equal(scores(one, rouge1), scores(one, rouge1))
-
-
-@given(nll_per_token=finite, drop=st.floats(0, 1), tolerance=st.floats(0, 1))
-def test_rouge_guards(nll_per_token: float, drop: float, tolerance: float) -> None:
-    gate = Gate(rouge_tolerance=tolerance)
-    passes = gate.better_or_equal(scores(nll_per_token, 1.0 - drop), scores(nll_per_token + 1, 1.0))
-    assert passes == (1.0 - drop >= 1.0 - tolerance)
-
-
-def test_tolerance() -> None:
-    assert Gate(nll_tolerance=0.5).better_or_equal(scores(2.5), scores(2.0))
-    assert not Gate(nll_tolerance=0.25).better_or_equal(scores(2.5), scores(2.0))
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_broken_candidate_never_passes(broken: float) -> None:
-    for candidate in (scores(broken), scores(1.0, broken)):
-        assert not Gate(nll_tolerance=10, rouge_tolerance=1).better_or_equal(candidate, scores(2.0))
-        assert not Gate().better_or_equal(candidate, candidate)
-        assert Gate().better_or_equal(scores(2.0), candidate)
-
-
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_a_tolerance_out_of_range_is_refused(value: float) -> None:
-    with pytest.raises(ConfigError, match="nll_tolerance must be finite and >= 0"):
-        Gate(nll_tolerance=value)
-    with pytest.raises(ConfigError, match="rouge_tolerance must be finite and >= 0"):
-        Gate(rouge_tolerance=value)
 
 
 def test_the_probe_is_the_mean_loss_of_plain_text(shared_tiny_model: BaseModel) -> None:
