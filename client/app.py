@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic import Field
 
-from client.bounds import LocalBounds, clamp
+from client.bounds import clamp
 from client.participant import Assignment
 from client.recorded import RecordedFleet, open_fleet
 from florilegium.errors import ConfigError, InputError
@@ -58,11 +58,12 @@ def query(message: Message, context: Context) -> Message:
 def _answer(content: RecordDict, context: Context) -> RecordDict:
     fleet, device = _device(context)
     told = _read(content)
-    examples = fleet.examples(device, told.round)
+    asked = clamp(_numbers(content), fleet.settings.bounds)
+    count = asked.get("synthesis_count")
+    examples = fleet.examples(device, told.round, synthesis_count=None if count is None else int(count))
     if not examples:
         return _reply({}, {"error": float(ErrorCode.NO_DATA)})
-    settings = PlanSettings.from_json(told.plan)
-    asked = clamp(_numbers(content), LocalBounds())
+    plan = PlanSettings.from_json(told.plan).plan(seed=told.seed, cohort=told.cohort)
     own = fleet.settings.finetuning
     config = replace(
         own,
@@ -70,16 +71,18 @@ def _answer(content: RecordDict, context: Context) -> RecordDict:
         batch_size=int(asked.get("batch_size", own.batch_size)),
     )
     task = Assignment(
-        plan=settings.plan(seed=told.seed, cohort=told.cohort),
+        plan=replace(plan, proximal=asked.get("proximal", plan.proximal)),
         turn=told.turn(),
         down=_tensors(content, "down"),
         agreement=_tensors(content, "agreement"),
         steps=int(asked.get("steps", _STEPS)),
         finetuning=config,
         run=told.run,
+        improvement_unit=told.improvement_unit,
     )
-    payload = fleet.participant(device).answer(task, examples)
-    return _reply(payload, {"rows": float(len(examples))} if settings.weighting == "rows" else {})
+    holdout = fleet.holdout(device, told.round) if told.improvement_unit > 0 else []
+    participant = fleet.participant(device, dropout=asked.get("dropout"), privacy=plan.privacy)
+    return _reply(*participant.answer(task, examples, holdout))
 
 
 def _device(context: Context) -> tuple[RecordedFleet, int]:
@@ -101,6 +104,7 @@ class _Told(Settings):
     run: int
     cohort: int = Field(ge=1)
     plan: str
+    improvement_unit: float = Field(0.0, ge=0, allow_inf_nan=False)
 
     def turn(self) -> Turn:
         """Return where the fleet is."""
@@ -116,7 +120,7 @@ def _read(content: RecordDict) -> _Told:
 
 def _numbers(content: RecordDict) -> dict[str, float]:
     record = content.metric_records.get("hyperparameters") or MetricRecord()
-    return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    return cast(dict[str, float], dict(record))  # lists are among what a server may send, and `clamp` refuses them
 
 
 def _tensors(content: RecordDict, name: str) -> Tensors:

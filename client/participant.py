@@ -17,23 +17,26 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from client.adapters import PERSONAL, SHARED, AdaptedModel
 from client.dialogue import Example, derive_seed
-from client.durable import make_directory, replace_file, storage_errors
+from client.evaluation import nll
 from client.finetuning import Anchor, FineTuneConfig, Target, finetune, mean_gradient
-from florilegium.errors import InputError, StorageError
+from client.finetuning.zeroth_order import zeroth_order
+from client.model import BaseModel
+from client.sections import read_sections, write_sections
+from florilegium.errors import InputError, PrivacyError
 from florilegium.tensors import Tensors, zeros_like
 from privacy.device_level import DeviceLevel, bound, release_local
 from privacy.egress import Declared, check_out
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource, SystemSource
 from strategies.codecs import encode_with_feedback, payload_bytes
+from strategies.directions import SCALARS
 from strategies.factors import key_of
 from strategies.gathering import declared_shapes
+from strategies.hyperparameters import IMPROVEMENT, IMPROVEMENT_BOUNDS, improvement
+from strategies.metrics import ROWS, declared_metrics
 from strategies.plan import Plan
 from strategies.rule import Duty, Loaded, Turn
 
@@ -45,8 +48,11 @@ _LEFT: Final = "left"  # what the codec left unsaid, one for each exchange of a 
 _PERSONAL: Final = "personal"
 _START: Final = "start"  # the shared adapter before this round's work
 _AFTER: Final = "after"  # and after it
+_ALONG: Final = "along"  # and how far along directions, if it went along any
+_GAIN: Final = "gain"  # and how much better the device does with it on its hold-out
 _SENT: Final = "sent"  # what left in this round, one for each exchange
-_OF_ONE_ROUND: Final = (_START, _AFTER, _SENT)
+_SAID: Final = "said"  # and the metrics that left with it
+_OF_ONE_ROUND: Final = (_START, _AFTER, _ALONG, _GAIN, _SENT, _SAID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class Assignment:
         steps: local optimizer steps of the round, shared and personal together.
         finetuning: how they are taken; its epochs and steps are replaced.
         run: names the run, 63 bits: in another run a device starts with its personal adapter alone.
+        improvement_unit: nats per token that count as an improvement of 1; 0 where none is asked for.
     """
 
     plan: Plan
@@ -70,6 +77,7 @@ class Assignment:
     steps: int
     finetuning: FineTuneConfig = field(default_factory=FineTuneConfig)
     run: int = 0
+    improvement_unit: float = 0.0
 
 
 class Memory(Protocol):
@@ -85,7 +93,7 @@ class Memory(Protocol):
 
 
 class FileMemory:
-    """Sections in one safetensors file, for the owner only.
+    """Sections in one file.
 
     Args:
         path: made with its folder at the first write.
@@ -102,16 +110,7 @@ class FileMemory:
         """
         if not self._path.exists():
             return {}
-        try:
-            flat = load_tensors(self._path.read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
-            problem = f"{self._path} cannot be read: {type(error).__name__}"
-            raise StorageError(problem, "delete it to take part as a new device") from error
-        sections: dict[str, Tensors] = {}
-        for key, tensor in flat.items():
-            section, _, name = key.partition("/")
-            sections.setdefault(section, {})[name] = tensor
-        return sections
+        return read_sections(self._path, remedy="delete it to take part as a new device")[0]
 
     def write(self, sections: Mapping[str, Tensors]) -> None:
         """Replace the file.
@@ -119,14 +118,7 @@ class FileMemory:
         Raises:
             StorageError: the disk refuses; the old content stays.
         """
-        flat = {
-            f"{section}/{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for section, tensors in sections.items()
-            for name, tensor in tensors.items()
-        }
-        with storage_errors(self._path):
-            make_directory(self._path.parent)
-            replace_file(self._path, save_tensors(flat))
+        write_sections(self._path, sections)
 
 
 class Participant:
@@ -153,14 +145,18 @@ class Participant:
         self._model, self._memory, self._key, self._ledger = model, memory, key, ledger
         self._noise = noise or SystemSource()
 
-    def answer(self, task: Assignment, examples: Sequence[Example]) -> Tensors:
-        """Do what is asked and return what leaves the device.
+    def answer(
+        self, task: Assignment, examples: Sequence[Example], holdout: Sequence[Example] = ()
+    ) -> tuple[Tensors, dict[str, float]]:
+        """Do what is asked and return what leaves the device: tensors, and metrics by name.
 
         When this returns, all that must outlive the round is in the memory. Asked the same again, it answers the same.
 
         Args:
             task: the assignment.
             examples: the device's rows.
+            holdout: what the device judges the shared adapter by, as received and as trained; without any, it says
+                nothing of an improvement.
 
         Raises:
             InputError: the rows or what the server sent cannot be used.
@@ -172,20 +168,25 @@ class Participant:
         plan, turn = task.plan, task.turn
         assert plan.rule is not None
         book = _Book.open(self._memory, task.run, turn.round)
-        sent, left = f"{_SENT}{turn.exchange}", f"{_LEFT}{turn.exchange}"
+        sent, said, left = (f"{section}{turn.exchange}" for section in (_SENT, _SAID, _LEFT))
         if sent in book.sections:
-            return book.sections[sent]
+            return book.sections[sent], {name: float(value) for name, value in book.sections.get(said, {}).items()}
         duty = plan.rule.duty(turn)
         if duty.work != "nothing":
-            book.sections |= self._work(task, duty, book.sections, examples)
+            book.sections |= self._work(task, duty, book.sections, examples, holdout)
         elif _AFTER not in book.sections:
             raise InputError("there is no work of this round to report on", "answer its first exchange before")
-        update = plan.rule.up(book.sections[_START], book.sections[_AFTER], task.down, turn)
+        after = book.sections[_AFTER] | book.sections.get(_ALONG, {})
+        update = plan.rule.up(book.sections[_START], after, task.down, turn)
         known = book.sections.get(left, {})
-        payload, unsaid = self._release(task, update, {key: known[key] for key in update if key in known})
-        book.sections |= {sent: payload, left: known | unsaid}
+        metrics = {ROWS: float(len(examples))} if plan.weighting == "rows" else {}
+        if task.improvement_unit > 0 and _GAIN in book.sections:
+            metrics[IMPROVEMENT] = float(book.sections[_GAIN][IMPROVEMENT])
+        residual = {key: known[key] for key in update if key in known}
+        payload, metrics, unsaid = self._release(task, update, metrics, residual)
+        book.sections |= {sent: payload, said: _numbers(metrics), left: known | unsaid}
         book.write(self._memory)
-        return payload
+        return payload, metrics
 
     def train_alone(
         self,
@@ -205,7 +206,7 @@ class Participant:
             book.write(self._memory)
 
     @contextmanager
-    def serving(self, plan: Plan, loaded: Loaded | None) -> Iterator[None]:
+    def serving(self, plan: Plan, loaded: Loaded | None) -> Iterator[BaseModel]:
         """Let the model answer as the plan means it to, within the block.
 
         Args:
@@ -214,26 +215,48 @@ class Participant:
         """
         way, sections = plan.personal, self._memory.read()
         slots = [] if loaded is None or (way is not None and not way.beside_shared) else [SHARED]
+        residual = {} if loaded is None or loaded.residual is None else loaded.residual
         if loaded is not None:
             self._put_shared(loaded)
         if way is not None and _PERSONAL in sections:
             self._model.load_state(PERSONAL, sections[_PERSONAL])
             slots.append(PERSONAL)
-        residual = {} if loaded is None or loaded.residual is None else loaded.residual
+            if way.beside_shared and not residual:
+                # The two were made for each other; the newest shared adapter waits for the next round's personal one.
+                self._model.load_state(SHARED, sections[_START])
         with self._model.folded(residual), self._model.active(*slots):
-            yield
+            yield self._model.base
+
+    @contextmanager
+    def bare(self) -> Iterator[BaseModel]:
+        """Let the model answer without any adapter, within the block."""
+        with self._model.active():
+            yield self._model.base
+
+    @property
+    def has_personal(self) -> bool:
+        """Whether a personal adapter has been trained."""
+        return _PERSONAL in self._memory.read()
 
     def load_shared(self, plan: Plan, down: Tensors, turn: Turn) -> Loaded:
         """Return the shared part as this device would use it, given what travels down to it."""
+        return self._load(plan, down, self._memory.read(), turn)
+
+    def _load(self, plan: Plan, down: Tensors, sections: Mapping[str, Tensors], turn: Turn) -> Loaded:
         assert plan.rule is not None
-        return plan.rule.load(down, self._memory.read().get(_KEPT, {}), turn)
+        return plan.rule.load(down, sections.get(_KEPT, {}), turn).replayed(self._model.state(SHARED))
 
     def _work(
-        self, task: Assignment, duty: Duty, sections: Mapping[str, Tensors], examples: Sequence[Example]
+        self,
+        task: Assignment,
+        duty: Duty,
+        sections: Mapping[str, Tensors],
+        examples: Sequence[Example],
+        holdout: Sequence[Example],
     ) -> dict[str, Tensors]:
         plan, turn = task.plan, task.turn
         assert plan.rule is not None
-        loaded = plan.rule.load(task.down, sections.get(_KEPT, {}), turn)
+        loaded = self._load(plan, task.down, sections, turn)
         found: dict[str, Tensors] = {}
         with self._model.folded(loaded.residual or {}):
             self._put_shared(loaded)
@@ -244,16 +267,33 @@ class Participant:
                 )
                 return found
             found[_START] = self._model.state(SHARED)
+            judged = holdout if task.improvement_unit > 0 else ()
+            before = self._loss(judged)
             self._model.load_state(SHARED, loaded.adapter)
             steps = round(task.steps * plan.shared_share)
-            self._train(_target(plan, duty, loaded), task.finetuning, steps, turn.round, examples)
+            target = _target(plan, duty, loaded)
+            if duty.work == "zeroth-order":
+                found[_ALONG] = self._train_along(target, loaded, task.finetuning, steps, turn.round, examples)
+            else:
+                self._train(target, task.finetuning, steps, turn.round, examples)
             found[_AFTER] = self._model.state(SHARED)
+            if judged:
+                gain = improvement(before, self._loss(judged), unit=task.improvement_unit)
+                found[_GAIN] = _numbers({IMPROVEMENT: gain})
             found[_KEPT] = plan.rule.keep(found[_AFTER], turn)
             if plan.personal is not None:
                 found[_PERSONAL] = self._train_personal(
                     plan, turn.round, task.finetuning, task.steps - steps, dict(sections) | found, examples
                 )
         return found
+
+    def _loss(self, examples: Sequence[Example]) -> float:
+        """Return nats per token with the shared adapter alone; 0 of no example."""
+        if not examples:
+            return 0.0
+        with self._model.active(SHARED):
+            nats, tokens = nll(self._model.base, examples)
+        return nats / tokens
 
     def _train_personal(
         self,
@@ -266,14 +306,17 @@ class Participant:
     ) -> Tensors:
         way = plan.personal
         assert way is not None
-        shared = sections.get(_AFTER)
-        if way.start == "shared" and shared is not None:
-            self._model.load_state(PERSONAL, shared)
+        received, trained = sections.get(_START), sections.get(_AFTER)
+        if way.start == "shared" and trained is not None:
+            self._model.load_state(PERSONAL, trained)
         elif _PERSONAL in sections:
             self._model.load_state(PERSONAL, sections[_PERSONAL])
         else:
             self._model.reset(PERSONAL, derive_seed(plan.seed, "personal", self._key))
-        anchor = Anchor(weight=way.anchor, point=shared) if way.anchor > 0 and shared is not None else None
+        if way.beside_shared and received is not None:
+            # What this device has just trained is gone once it is averaged: the personal adapter must not count on it.
+            self._model.load_state(SHARED, received)
+        anchor = Anchor(weight=way.anchor, point=received) if way.anchor > 0 and received is not None else None
         beside = (SHARED,) if way.beside_shared else ()
         self._train(Target(slot=PERSONAL, beside=beside, anchor=anchor), config, steps, round_number, examples)
         return self._model.state(PERSONAL)
@@ -291,6 +334,22 @@ class Participant:
         if report.stopped:
             raise InputError(report.stopped, "the round goes on without this device")
 
+    def _train_along(
+        self,
+        target: Target,
+        loaded: Loaded,
+        config: FineTuneConfig,
+        steps: int,
+        round_number: int,
+        examples: Sequence[Example],
+    ) -> Tensors:
+        assert loaded.directions is not None
+        config = replace(config, seed=derive_seed(config.seed, self._key, round_number, target.slot))
+        moved = zeroth_order(
+            self._model, examples, target=target, directions=loaded.directions, steps=steps, config=config
+        )
+        return {SCALARS: moved}
+
     def _put_shared(self, loaded: Loaded) -> None:
         """Put the shared adapter in its slot; with a core, B is multiplied by it."""
         state = dict(loaded.adapter)
@@ -298,11 +357,12 @@ class Participant:
             state[key_of(layer, "B")] = state[key_of(layer, "B")] @ core
         self._model.load_state(SHARED, state)
 
-    def _release(self, task: Assignment, update: Tensors, residual: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the payload, checked, and what it leaves unsaid."""
+    def _release(
+        self, task: Assignment, update: Tensors, metrics: Mapping[str, float], residual: Tensors
+    ) -> tuple[Tensors, dict[str, float], Tensors]:
+        """Return the payload and the metrics, checked, and what the payload leaves unsaid."""
         plan, privacy = task.plan, task.plan.privacy
-        if self._ledger is not None:
-            self._ledger.charge(f"{task.run}-{task.turn.round}-{task.turn.exchange}", _mechanism(privacy))
+        self._charge(task, metrics)
         if privacy is not None and privacy.placement == "local":
             update = release_local(update, privacy, self._noise)
         elif privacy is not None:
@@ -312,9 +372,29 @@ class Participant:
             plan.codec, update, residual=residual or None, agreement=task.agreement, generator=generator
         )
         shapes = declared_shapes(plan, task.down, self._model.state(SHARED), task.turn)
-        declared = Declared(tensors=plan.codec.declared(shapes))
-        checked, _ = check_out(payload, {}, declared, max_bytes=max(1, payload_bytes(plan.codec, shapes)))
-        return checked, left
+        declared = Declared(
+            tensors=plan.codec.declared(shapes),
+            metrics=declared_metrics(plan.weighting, improvement=task.improvement_unit > 0),
+        )
+        checked, said = check_out(payload, metrics, declared, max_bytes=max(1, payload_bytes(plan.codec, shapes)))
+        return checked, said, left
+
+    def _charge(self, task: Assignment, metrics: Mapping[str, float]) -> None:
+        """Book the update, and an improvement as a release of its own, since the server noises them apart.
+
+        Raises:
+            PrivacyError: the ledger refuses, or nobody would add noise to an improvement.
+        """
+        privacy, name = task.plan.privacy, f"{task.run}-{task.turn.round}-{task.turn.exchange}"
+        if IMPROVEMENT in metrics and privacy is not None and privacy.placement == "local":
+            raise PrivacyError(
+                "an improvement would leave this device without noise", "ask for none, or let the server add the noise"
+            )
+        if self._ledger is None:
+            return
+        self._ledger.charge(name, _mechanism(privacy))
+        if IMPROVEMENT in metrics:
+            self._ledger.charge(f"{name}-{IMPROVEMENT}", _mechanism(privacy) | {"clip_norm": IMPROVEMENT_BOUNDS.upper})
 
 
 _MARK: Final = "mark"
@@ -358,6 +438,10 @@ def _mechanism(privacy: DeviceLevel | None) -> dict[str, float]:
     if privacy is None:
         return {"noise_multiplier": 0.0}
     return {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier, "delta": privacy.delta}
+
+
+def _numbers(values: Mapping[str, float]) -> Tensors:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
 def _target(plan: Plan, duty: Duty, loaded: Loaded) -> Target:

@@ -1,29 +1,35 @@
 """The server's Flower app: rounds over a grid, whatever runtime is behind it.
 
 Run configuration: `config`, a TOML file of `CoordinationConfig` (its defaults without one), and `directory`, where the
-run is kept and goes on from. Messages are made and read here and in `client/app.py` alone.
+run is kept and goes on from, with the versions of its adapter in `registry`. Messages are made and read here and in
+`client/app.py` alone.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from client.adapters import fresh_adapter
+from florilegium.tensors import Tensors
 from privacy.egress import ErrorCode
 from server.config import CoordinationConfig
+from server.registry import Registry
 from server.rounds import Coordinator
-from server.transport import Answer, Request
+from server.transport import Answer, Request, Transport
 
 app = ServerApp()
 
 _WAIT_SECONDS: Final = 2.0
-_WAITS: Final = 60
+_POLL_SECONDS: Final = 0.2
 
 
 @app.main()
@@ -36,16 +42,30 @@ def main(grid: Grid, context: Context) -> None:
         pass
 
 
-def coordinator(config: CoordinationConfig, transport: GridTransport, directory: Path) -> Coordinator:
-    """Return the rounds of a run, from a fresh adapter on the base model."""
+def coordinator(
+    config: CoordinationConfig,
+    transport: GridTransport,
+    directory: Path,
+    *,
+    around: Callable[[GridTransport, Tensors], Transport] | None = None,
+) -> Coordinator:
+    """Return the rounds of a run, from a fresh adapter on the base model.
+
+    Args:
+        config: of the run.
+        transport: reaches the devices.
+        directory: where the run is kept and goes on from.
+        around: puts something between the server and the transport, given that and the adapter.
+    """
     adapter = fresh_adapter(config.model, config.adapter, config.seed)
     made = Coordinator(
         config,
         adapter,
         rank=config.adapter.rank,
         scale=config.adapter.alpha / config.adapter.rank,
-        transport=transport,
+        transport=transport if around is None else around(transport, adapter),
         directory=directory,
+        registry=Registry(directory / "registry", keep=config.keep_versions),
     )
     transport.run = made.run
     return made
@@ -65,6 +85,8 @@ class GridTransport:
     def __init__(self, grid: Grid, config: CoordinationConfig) -> None:
         self._grid, self._config = grid, config
         self._ranks: dict[int, int] = {}
+        self._sent: dict[str, tuple[int, int]] = {}  # device and round, by message
+        self._arrived: deque[Answer] = deque()
         plan = config.make_plan()
         self._asks_ranks = plan.rule is not None and plan.rule.mixed_ranks
         self.run = 0
@@ -78,23 +100,63 @@ class GridTransport:
         return {node: self._ranks[node] for node in nodes if node in self._ranks}
 
     def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
-        """Send requests, and yield answers as they come."""
-        messages = (Message(self._content(request), request.device, MessageType.TRAIN) for request in requests)
-        for reply in self._grid.send_and_receive(messages, timeout=seconds):
-            yield _answer(reply)
+        """Send requests one by one, and yield answers as they come.
+
+        Each is looked for when the next has been sent: where devices are played at once, one answer is in memory.
+        """
+        sent: dict[str, tuple[int, int]] = {}
+        for request in requests:
+            yield from self._push(request, sent)
+            yield from self._pull(sent)
+        ends = _after(seconds)
+        while sent and time.monotonic() < ends:
+            time.sleep(_POLL_SECONDS)
+            yield from self._pull(sent)
+
+    def send(self, requests: Iterable[Request]) -> None:
+        """Send requests, and wait for nothing."""
+        for request in requests:
+            self._arrived.extend(self._push(request, self._sent))
+
+    def poll(self, seconds: float | None) -> Iterator[Answer]:
+        """Yield answers to what was sent, as they come, until nothing is under way or the time is over."""
+        ends = _after(seconds)
+        while self._arrived or self._sent:
+            self._arrived.extend(self._pull(self._sent))
+            while self._arrived:
+                yield self._arrived.popleft()
+            if time.monotonic() >= ends:
+                return
+            if self._sent:
+                time.sleep(_POLL_SECONDS)
 
     def wait(self) -> None:
         """Wait for more devices to connect."""
         time.sleep(_WAIT_SECONDS)
 
+    def _push(self, request: Request, sent: dict[str, tuple[int, int]]) -> Iterator[Answer]:
+        """Send a request, and note its message with the device and the round; what cannot be sent is answered here."""
+        device, round_number = request.device, request.turn.round
+        names = [name for name in self._grid.push_messages([self._message(request)]) if name]
+        sent |= dict.fromkeys(names, (device, round_number))
+        if not names:
+            yield Answer(device=device, error=ErrorCode.INTERNAL, round=round_number)
+
+    def _pull(self, sent: dict[str, tuple[int, int]]) -> Iterator[Answer]:
+        """Yield the answers that are there."""
+        for reply in self._grid.pull_messages(list(sent)) if sent else ():
+            device, round_number = sent.pop(reply.metadata.reply_to_message_id, (None, None))
+            if device is not None:
+                yield replace(_answer(reply), device=device, round=round_number)
+
     def _learn_ranks(self, nodes: list[int]) -> None:
         messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         for reply in self._grid.send_and_receive(messages, timeout=self._config.deadline_seconds) if messages else ():
             rank = _answer(reply).metrics.get("rank", 0.0)
-            if rank == int(rank) >= 1:
+            if rank >= 1 and rank.is_integer():
                 self._ranks[reply.metadata.src_node_id] = int(rank)
 
-    def _content(self, request: Request) -> RecordDict:
+    def _message(self, request: Request) -> Message:
         turn = request.turn
         told = ConfigRecord(
             {
@@ -106,9 +168,10 @@ class GridTransport:
                 "run": self.run,
                 "cohort": self._config.cohort,
                 "plan": self._config.plan.model_dump_json(),
+                "improvement_unit": request.improvement_unit,
             }
         )
-        return RecordDict(
+        content = RecordDict(
             {
                 "turn": told,
                 "down": ArrayRecord(dict(request.down)),
@@ -116,6 +179,11 @@ class GridTransport:
                 "hyperparameters": MetricRecord(dict(request.hyperparameters)),
             }
         )
+        return Message(content, request.device, MessageType.TRAIN)
+
+
+def _after(seconds: float | None) -> float:
+    return math.inf if seconds is None else time.monotonic() + seconds
 
 
 def _answer(reply: Message) -> Answer:
@@ -126,12 +194,11 @@ def _answer(reply: Message) -> Answer:
     try:
         (update,) = reply.content.array_records.values()
         (record,) = reply.content.metric_records.values()
-        metrics = {str(name): float(value) for name, value in record.items() if isinstance(value, int | float)}
+        metrics = {str(name): float(cast(float, value)) for name, value in record.items()}  # a list is none
         tensors = dict(update.to_torch_state_dict())
     except Exception:  # bytes of a stranger: NumPy and torch raise what they like
         return Answer(device=device)
     if "error" in metrics:
-        code = int(metrics["error"])
-        known = {each.value: each for each in ErrorCode}
-        return Answer(device=device, error=known.get(code, ErrorCode.INTERNAL))
+        known = {float(each): each for each in ErrorCode}
+        return Answer(device=device, error=known.get(metrics["error"], ErrorCode.INTERNAL))
     return Answer(device=device, tensors=tensors, metrics=metrics)

@@ -1,27 +1,26 @@
 """Checkpoints of a coordinated run: all that the next round depends on, in one file that is replaced whole.
 
-There is no generator to save: cohorts, codecs and initial factors are functions of (seed, round). A server that is
-killed at any instruction goes on from the last round that was written, and ends as if it had never stopped.
+There is no generator to save: cohorts, codecs, hyperparameters and initial factors are functions of (seed, round). A
+server that is killed at any instruction goes on from the last round that was written, and ends as if it had never
+stopped. In buffered rounds that holds for the state alone: work that devices had under way is begun again.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Final
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
-from client.durable import make_directory, remove_drafts, replace_file, storage_errors
+from client.durable import make_directory, remove_drafts, storage_errors
+from client.sections import read_sections, write_sections
 from florilegium.errors import ConfigError, StorageError
 from florilegium.tensors import Tensors
 from strategies.gathering import Shared
 
 __all__ = ["Progress", "RoundLog", "load_progress", "save_progress"]
 
-_FILE = "coordination.safetensors"
+_FILE: Final = "coordination.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +34,9 @@ class RoundLog:
         refused: devices whose reply was refused, with the reason's code.
         failed: devices that sent an error, with its code.
         silent: devices that did not answer in time.
+        improvement: the mean of what devices reported; None if nothing was, or it is private.
+        staleness: the mean of how many rounds old the merged replies were; 0 but in buffered rounds.
+        restarted: devices that a server which was stopped had at work, and that begin again.
         uplink_bytes: of the replies taken and refused.
         downlink_bytes: of the requests.
         seconds: wall-clock time.
@@ -46,9 +48,18 @@ class RoundLog:
     refused: Mapping[int, str] = field(default_factory=dict)
     failed: Mapping[int, str] = field(default_factory=dict)
     silent: int = 0
+    improvement: float | None = None
+    staleness: float = 0.0
+    restarted: int = 0
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     seconds: float = 0.0
+
+    def numbers(self) -> dict[str, float]:
+        """Return what it holds by name; of devices that were refused or failed, how many there are."""
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        held |= {"refused": len(self.refused), "failed": len(self.failed)}
+        return {name: float(value) for name, value in held.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +70,23 @@ class Progress:
         identity: what the run is; another cannot go on from here.
         round: rounds done.
         shared: what the server holds after them.
+        tuner: what it knows of hyperparameters.
         participations: rounds that each device took part in.
+        uplink_bytes: of all rounds.
+        downlink_bytes: likewise.
+        metrics: numbers of the last round.
+        at_work: devices that are yet to answer, in buffered rounds.
     """
 
     identity: str
     round: int
     shared: Shared
+    tuner: Tensors = field(default_factory=dict, repr=False)
     participations: Mapping[int, int] = field(default_factory=dict)
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    at_work: tuple[int, ...] = ()
 
 
 def save_progress(directory: Path, progress: Progress) -> None:
@@ -74,52 +95,44 @@ def save_progress(directory: Path, progress: Progress) -> None:
     Raises:
         StorageError: the disk is full or refuses; the last checkpoint is intact.
     """
-    sections = {"state": progress.shared.state, "moments": progress.shared.moments, "change": progress.shared.change}
-    tensors = {
-        f"{section}:{key}": tensor.contiguous() for section, held in sections.items() for key, tensor in held.items()
-    }
+    shared = progress.shared
+    sections = {"state": shared.state, "moments": shared.moments, "change": shared.change, "tuner": progress.tuner}
     about = {
         "identity": progress.identity,
         "round": progress.round,
         "participations": {str(device): count for device, count in sorted(progress.participations.items())},
-        "order": list(tensors),  # a file sorts its tensors, and sums and draws follow the order of keys
+        "uplink_bytes": progress.uplink_bytes,
+        "downlink_bytes": progress.downlink_bytes,
+        "metrics": dict(progress.metrics),
+        "at_work": progress.at_work,
     }
     with storage_errors(directory):
         make_directory(directory)
         remove_drafts(directory)
-        replace_file(directory / _FILE, save(_apart(tensors), metadata={"about": json.dumps(about)}))
+    write_sections(directory / _FILE, sections, about)
 
 
 def load_progress(directory: Path, identity: str) -> Progress | None:
     """Return where a run is, None if it has not begun.
 
     Raises:
-        StorageError: the checkpoint is damaged.
+        StorageError: the checkpoint is damaged, or of another version.
         ConfigError: it is another run's.
     """
     path = directory / _FILE
     if not path.exists():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        problem = f"{path} is no readable checkpoint: {type(error).__name__}"
-        raise StorageError(problem, "delete it to start the run anew") from error
-    if about["identity"] != identity:
+    remedy = "delete it to start the run anew"
+    sections, about = read_sections(path, remedy=remedy)
+    if about.get("identity") != identity:
         raise ConfigError(
             f"{directory} holds a run with other settings or another model",
             "name another directory, or delete this one",
         )
-    sections: dict[str, Tensors] = {"state": {}, "moments": {}, "change": {}}
-    for name in about["order"]:
-        section, _, key = name.partition(":")
-        sections[section][key] = tensors[name]
-    counts = {int(device): int(count) for device, count in about["participations"].items()}
-    return Progress(identity=identity, round=int(about["round"]), shared=Shared(**sections), participations=counts)
-
-
-def _apart(tensors: Tensors) -> Tensors:
-    """Give every tensor memory of its own: a file holds none twice."""
-    return {key: tensor.clone() for key, tensor in tensors.items()}
+    try:
+        counts = {int(device): int(count) for device, count in about.pop("participations").items()}
+        at_work = tuple(map(int, about.pop("at_work")))
+        tuner = sections.pop("tuner")
+        return Progress(shared=Shared(**sections), tuner=tuner, participations=counts, at_work=at_work, **about)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"{path} is of another version: {type(error).__name__}", remedy) from error

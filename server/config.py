@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from client.adapters import AdapterConfig
 from florilegium.settings import Settings
+from server.asynchronous import AsyncSettings, require_bufferable
+from server.hyperparameters.settings import TunerSettings
 from strategies.plan import Plan
 from strategies.sampling import SamplingConfig
 from strategies.settings import PlanSettings
@@ -23,15 +25,18 @@ class CoordinationConfig(Settings):
         adapter: the shared adapter's shape on the server; devices may have a lower rank where the rule takes it.
         plan: how the fleet shares.
         rounds: how many.
-        cohort: replies that a round wants.
-        over_selection: devices asked for each reply wanted.
+        cohort: replies that a round wants; in buffered rounds K, replies that are merged at once.
+        over_selection: devices asked for each reply wanted; not of buffered rounds.
         participation_cap: most rounds that the server asks one device for; None for no cap.
         minimum_replies: fewer leave the state as it is, and the round is tried again with other devices.
         attempts: times that one round is tried before the run stops.
-        deadline_seconds: how long a round waits for answers; None waits for all.
+        deadline_seconds: how long answers are waited for; None waits for all.
         local_steps: optimizer steps of a device in a round, shared and personal together.
         learning_rate: of the devices.
         batch_size: rows of one local step.
+        tuner: of what devices train with, in place of the three above where it names them.
+        improvement_unit: nats per token that count as an improvement of 1, which a tuner may learn from.
+        asynchronous: rounds that wait for no one device; None for rounds that wait for their cohort.
         keep_versions: versions of the shared adapter that the registry keeps.
         seed: everything random derives from it.
     """
@@ -49,6 +54,9 @@ class CoordinationConfig(Settings):
     local_steps: int = Field(8, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(8, ge=1)
+    tuner: TunerSettings = Field(default_factory=TunerSettings)
+    improvement_unit: float = Field(1.0, gt=0, allow_inf_nan=False)
+    asynchronous: AsyncSettings | None = None
     keep_versions: int = Field(5, ge=1)
     seed: int = 0
 
@@ -58,6 +66,42 @@ class CoordinationConfig(Settings):
             raise ValueError(
                 f"minimum_replies is {self.minimum_replies}, more than the cohort of {self.cohort}; lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> Self:
+        tuner, privacy = self.tuner.tuner(), self.plan.privacy
+        drawn = tuner.draw(tuner.start(), server_round=1, device=0, seed=self.seed)
+        if "rank" in drawn:
+            raise ValueError(
+                "the tuner draws a rank, and adapters keep their shape through a run; give devices ranks of their own, "
+                "or search with halving, run by run"
+            )
+        if tuner.sensitivity == 0:
+            return self
+        if self.asynchronous is not None:
+            raise ValueError(
+                f"tuner {self.tuner.way} weighs what it hears by how likely it was drawn, which in buffered rounds is "
+                "another number when the reply comes; choose fixed or schedule"
+            )
+        if self.plan.secure_aggregation:
+            raise ValueError(
+                f"tuner {self.tuner.way} is told each device's improvement, and secure aggregation shows sums alone; "
+                "choose fixed or schedule"
+            )
+        if privacy is not None and privacy.placement == "local":
+            raise ValueError(
+                f"tuner {self.tuner.way} needs each device's improvement, and a number from -1 to 1 says nothing under "
+                "the noise that a device would add; choose fixed or schedule, or placement central"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_buffered(self) -> Self:
+        if self.asynchronous is not None:
+            require_bufferable(self.make_plan(), self.rounds)
+            if self.over_selection != 1:
+                raise ValueError("over_selection is for rounds that wait; in buffered ones, raise concurrency")
         return self
 
     def make_plan(self) -> Plan:

@@ -3,47 +3,31 @@
 A round is merged as a whole or not at all. Replies that are malformed, of a wrong shape or not finite are refused one
 by one, with the device and the reason; devices that fail or stay silent are counted; with too few replies the round is
 tried again with other devices. Nothing that a device says about itself is written as text.
+
+Where the config says so, rounds are buffered and wait for no one device: see `server.buffered`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from client.dialogue import derive_id, derive_seed
-from florilegium.errors import ConfigError, FlorilegiumError, InputError
+from florilegium.errors import ConfigError
 from florilegium.tensors import Tensors
-from privacy.egress import RefusedError
 from privacy.noise import NoiseSource
+from server.asking import Asking, Tally, TooFewRepliesError
+from server.buffered import Buffered
 from server.checkpoint import Progress, RoundLog, load_progress, save_progress
 from server.config import CoordinationConfig
-from server.transport import Answer, Request, Transport
-from strategies.factors import join, layers, truncate
-from strategies.gathering import Exchange, Gathering, Shared, prepare
-from strategies.rule import Reply
+from server.registry import Registry
+from server.transport import BufferedTransport, Transport
+from strategies.gathering import Shared
 from strategies.sampling import uniform
 
 __all__ = ["Coordinator", "TooFewRepliesError"]
-
-
-class TooFewRepliesError(FlorilegiumError):
-    """Report a round that did not come about, however often it was tried."""
-
-    exit_code = 8
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What a round has seen so far."""
-
-    asked: set[int] = field(default_factory=set)
-    heard: set[int] = field(default_factory=set)
-    refused: dict[int, str] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
 
 
 class Coordinator:
@@ -56,7 +40,11 @@ class Coordinator:
         scale: s = α / rank, the same for all ranks.
         transport: reaches the devices.
         directory: where the checkpoint is.
+        registry: where the shared adapter is kept after each round; None keeps none.
         noise: where central noise comes from; the operating system by default.
+
+    Raises:
+        ConfigError: rounds are to be buffered, and the transport waits for each of them.
     """
 
     def __init__(
@@ -68,11 +56,15 @@ class Coordinator:
         scale: float,
         transport: Transport,
         directory: Path,
+        registry: Registry | None = None,
         noise: NoiseSource | None = None,
     ) -> None:
-        self.config, self.plan = config, config.make_plan()
-        self._adapter, self._rank, self._scale = adapter, rank, scale
-        self._transport, self._directory, self._noise = transport, directory, noise
+        self.config, self._scale = config, scale
+        self._asking = Asking(config, adapter, rank=rank, scale=scale, noise=noise)
+        self.plan = self._asking.plan
+        self._transport, self._directory, self._registry = transport, directory, registry
+        if config.asynchronous is not None and not isinstance(transport, BufferedTransport):
+            raise ConfigError("this transport waits for each round", "leave asynchronous out of the run's settings")
         self.identity = _identity(config, adapter)
 
     @property
@@ -85,37 +77,47 @@ class Coordinator:
 
         Raises:
             TooFewRepliesError: a round was tried as often as the config allows.
-            StorageError: the checkpoint cannot be written or read.
+            StorageError: the checkpoint or the registry cannot be written or read.
             ConfigError: the directory holds another run.
         """
         progress = self.progress()
+        self._publish(progress)  # a server that was killed may not have come to it
+        play = self._round
+        if self.config.asynchronous is not None:
+            assert isinstance(self._transport, BufferedTransport)
+            play = Buffered(self._asking, self.config, self.config.asynchronous, self._transport).round
         while progress.round < self.config.rounds:
-            log, progress = self._round(progress)
+            log, progress = play(progress)
+            progress = replace(progress, metrics=log.numbers())
             save_progress(self._directory, progress)
+            self._publish(progress)
             yield log, progress
 
     def progress(self) -> Progress:
         """Return where the run is."""
-        found = load_progress(self._directory, self.identity)
-        if found is not None:
-            return found
+        return load_progress(self._directory, self.identity) or self._asking.start(self.identity)
+
+    def _publish(self, progress: Progress) -> None:
+        """Keep the shared adapter, if it is not kept already.
+
+        It comes after the checkpoint: a round that is played again has other noise, and would be published twice.
+        """
+        if self._registry is None or progress.round == 0:
+            return
         assert self.plan.rule is not None
-        turn = self.plan.turn(0, 0, rank=self._rank, scale=self._scale)
-        return Progress(identity=self.identity, round=0, shared=Shared(state=self.plan.rule.start(self._adapter, turn)))
+        loaded = self.plan.rule.adapter(progress.shared.state, self._asking.turn(progress.round + 1, 0))
+        self._registry.save(loaded, scale=self._scale, metrics=progress.metrics)
 
     def _round(self, progress: Progress) -> tuple[RoundLog, Progress]:
-        number, began, tally = progress.round + 1, time.monotonic(), _Tally()
+        number, began, tally = progress.round + 1, time.monotonic(), Tally()
         counts = dict(progress.participations)
         for attempt in range(self.config.attempts):
             ranks = self._cohort(number, attempt, counts, tally)
-            shared, took_part = self._attempt(progress.shared, number, ranks, tally)
+            shared, took_part = self._attempt(progress, number, ranks, tally)
             if shared is not None:
                 break
         else:
-            raise TooFewRepliesError(
-                f"round {number} had too few replies in each of {self.config.attempts} attempts",
-                "the checkpoint holds all rounds before: start again when more devices are online",
-            )
+            raise TooFewRepliesError(number, self.config.attempts)
         for device in took_part:
             counts[device] = counts.get(device, 0) + 1
         log = RoundLog(
@@ -125,13 +127,22 @@ class Coordinator:
             refused=tally.refused,
             failed=tally.failed,
             silent=len(tally.asked - tally.heard),
+            improvement=self._asking.mean_improvement(tally),
             uplink_bytes=tally.uplink_bytes,
             downlink_bytes=tally.downlink_bytes,
             seconds=time.monotonic() - began,
         )
-        return log, replace(progress, round=number, shared=shared, participations=counts)
+        return log, replace(
+            progress,
+            round=number,
+            shared=shared,
+            tuner=self._asking.learn(progress, number, tally),
+            participations=counts,
+            uplink_bytes=progress.uplink_bytes + tally.uplink_bytes,
+            downlink_bytes=progress.downlink_bytes + tally.downlink_bytes,
+        )
 
-    def _cohort(self, number: int, attempt: int, counts: dict[int, int], tally: _Tally) -> dict[int, int]:
+    def _cohort(self, number: int, attempt: int, counts: dict[int, int], tally: Tally) -> dict[int, int]:
         """Draw devices, with their ranks, that this round has not asked yet; when all have been, anyone again."""
         seed = derive_seed(self.config.seed, "cohort", attempt)
         for _ in range(self.config.attempts):
@@ -146,99 +157,38 @@ class Coordinator:
         return {device: online[device] for device in drawn}
 
     def _attempt(
-        self, shared: Shared, number: int, ranks: dict[int, int], tally: _Tally
+        self, progress: Progress, number: int, ranks: dict[int, int], tally: Tally
     ) -> tuple[Shared | None, list[int]]:
         """Play all exchanges with one cohort; only who answered one is asked the next."""
         assert self.plan.rule is not None
+        shared = progress.shared
+        tally.improvements.clear()  # of an attempt that came to nothing
         for at in range(self.plan.rule.exchanges(number)):
-            told = {rank: self._tell(shared, number, at, rank) for rank in {self._rank, *ranks.values()}}
-            gathering = Gathering(self.plan, shared, told[self._rank], noise=self._noise)
-            ranks = self._gather(gathering, shared, told, ranks, tally)
+            told = {rank: self._asking.tell(shared, number, at, rank) for rank in {self._asking.rank, *ranks.values()}}
+            gathering = self._asking.gather(shared, told[self._asking.rank])
+            requests = (
+                self._asking.request(progress, shared, told[rank], device, tally) for device, rank in ranks.items()
+            )
+            waiting, took_part = set(ranks), {}
+            for answer in self._transport.ask(requests, seconds=self.config.deadline_seconds):
+                if answer.device not in waiting:
+                    continue  # nobody was asked, or it has answered already
+                waiting.discard(answer.device)
+                rank = ranks[answer.device]
+                if self._asking.take(gathering, answer, told[rank], tally):
+                    took_part[answer.device] = rank
             if gathering.count < max(self.config.minimum_replies, self._least()):
                 return None, []
-            shared = gathering.close()
+            ranks, merged = took_part, self._asking.close(gathering)
+            if merged is None:
+                return None, []
+            shared = merged
         return shared, sorted(ranks)
-
-    def _tell(self, shared: Shared, number: int, at: int, rank: int) -> Exchange:
-        """Return what devices of a rank are told.
-
-        Raises:
-            ConfigError: the rule takes devices of one rank alone, or the rank is above the server's.
-        """
-        assert self.plan.rule is not None
-        if rank != self._rank and not (self.plan.rule.mixed_ranks and rank < self._rank):
-            raise ConfigError(
-                f"a device's adapter has rank {rank}, the server's {self._rank}",
-                "give all devices the server's rank, or at most that with sketch, flora, flexlora or hetlora",
-            )
-        like = join({layer: truncate(pair, rank) for layer, pair in layers(self._adapter).items()})
-        return prepare(self.plan, shared, self.plan.turn(number, at, rank=rank, scale=self._scale), like)
 
     def _least(self) -> int:
         return 1 if self.plan.robust is None else self.plan.robust.minimum
-
-    def _gather(
-        self, gathering: Gathering, shared: Shared, told: dict[int, Exchange], ranks: dict[int, int], tally: _Tally
-    ) -> dict[int, int]:
-        tally.asked |= set(ranks)
-        answers = self._transport.ask(self._requests(shared, told, ranks, tally), seconds=self.config.deadline_seconds)
-        waiting, took_part = set(ranks), {}
-        for answer in answers:
-            if answer.device not in waiting:
-                continue  # nobody was asked, or it has answered already
-            waiting.discard(answer.device)
-            tally.heard.add(answer.device)
-            rank = ranks[answer.device]
-            if self._take(gathering, answer, told[rank], tally):
-                took_part[answer.device] = rank
-        return took_part
-
-    def _requests(
-        self, shared: Shared, told: dict[int, Exchange], ranks: dict[int, int], tally: _Tally
-    ) -> Iterator[Request]:
-        assert self.plan.rule is not None
-        for device, rank in ranks.items():
-            turn, agreement = told[rank].turn, told[rank].agreement
-            down = self.plan.rule.down(shared.state, replace(turn, device=device))
-            tally.downlink_bytes += _bytes(down) + _bytes(agreement)
-            yield Request(
-                device=device,
-                turn=turn,
-                down=down,
-                agreement=agreement,
-                hyperparameters=self._hyperparameters(),
-            )
-
-    def _hyperparameters(self) -> dict[str, float]:
-        config = self.config
-        return {
-            "steps": float(config.local_steps),
-            "learning_rate": config.learning_rate,
-            "batch_size": float(config.batch_size),
-        }
-
-    def _take(self, gathering: Gathering, answer: Answer, told: Exchange, tally: _Tally) -> bool:
-        if answer.error is not None:
-            tally.failed[answer.device] = answer.error.name
-            return False
-        tally.uplink_bytes += _bytes(answer.tensors)
-        weight = float(answer.metrics.get("rows", 1.0)) if self.plan.weighting == "rows" else 1.0
-        reply = Reply(device=answer.device, weight=weight, scale=self._scale, tensors=answer.tensors)
-        try:
-            gathering.take(reply, told)
-        except RefusedError as error:
-            tally.refused[answer.device] = error.refusal.value
-            return False
-        except InputError:
-            tally.refused[answer.device] = "malformed"
-            return False
-        return True
 
 
 def _identity(config: CoordinationConfig, adapter: Tensors) -> str:
     shapes = [f"{key}:{tuple(tensor.shape)}" for key, tensor in adapter.items()]
     return derive_id("coordination", config.model_dump_json(exclude={"rounds"}), *shapes)
-
-
-def _bytes(tensors: Tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from florilegium.tensors import Tensors
 from privacy.egress import ErrorCode
 from strategies.rule import Turn
 
-__all__ = ["Answer", "Request", "Transport"]
+__all__ = ["Answer", "BufferedTransport", "Request", "Transport"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,7 @@ class Request:
         down: the rule's tensors.
         agreement: the codec's.
         hyperparameters: of local training, by name; the device clamps them to its own bounds.
+        improvement_unit: nats per token that count as an improvement of 1; 0 if the device is to say nothing of it.
     """
 
     device: int
@@ -34,6 +35,7 @@ class Request:
     down: Tensors = field(repr=False)
     agreement: Tensors = field(repr=False)
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    improvement_unit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +47,14 @@ class Answer:
         tensors: the payload; unchecked.
         metrics: numbers by name; unchecked.
         error: why there is no payload; None if there is one.
+        round: of the request that it answers; None from a transport that has one request to a device at a time.
     """
 
     device: int
     tensors: Tensors = field(default_factory=dict, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: ErrorCode | None = None
+    round: int | None = None
 
 
 class Transport(Protocol):
@@ -69,4 +73,20 @@ class Transport(Protocol):
 
     def wait(self) -> None:
         """Wait a while for devices to come; return when it is worth looking again."""
+        ...
+
+
+@runtime_checkable
+class BufferedTransport(Transport, Protocol):
+    """Reach devices without waiting for them, as buffered rounds do."""
+
+    def send(self, requests: Iterable[Request]) -> None:
+        """Send requests, and wait for nothing."""
+        ...
+
+    def poll(self, seconds: float | None) -> Iterator[Answer]:
+        """Yield answers to what was sent, as they come, until nothing is under way or the time is over.
+
+        More may be sent between two answers. Answers that were not taken out are there for the next poll.
+        """
         ...

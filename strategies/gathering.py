@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from florilegium.errors import InputError
-from florilegium.tensors import Tensors, add, scale, subtract
+from florilegium.tensors import Tensors, add, is_finite, scale, subtract
 from privacy.device_level import bound, noise_sum
 from privacy.egress import Declared, Refusal, RefusedError, check_in
 from privacy.noise import NoiseSource, SystemSource
@@ -102,13 +102,24 @@ class Gathering:
         shared: what the server holds.
         exchange: as `prepare` made it for the server's own rank.
         noise: where central noise comes from.
+        buffer: K of a buffered round, where replies were told different things: Σ wᵢ updateᵢ is divided by it, and not
+            by Σ wᵢ.
 
     Attributes:
         count: replies taken.
     """
 
-    def __init__(self, plan: Plan, shared: Shared, exchange: Exchange, *, noise: NoiseSource | None = None) -> None:
-        self._plan, self._shared, self._exchange = plan, shared, exchange
+    def __init__(
+        self,
+        plan: Plan,
+        shared: Shared,
+        exchange: Exchange,
+        *,
+        noise: NoiseSource | None = None,
+        buffer: int | None = None,
+    ) -> None:
+        self._plan, self._shared, self._exchange, self._buffer = plan, shared, exchange, buffer
+        self._sums_payloads = plan.codec.is_linear and buffer is None
         self._noise = noise or SystemSource()
         self._replies: list[Reply] = []
         self._total: Tensors | None = None
@@ -123,7 +134,8 @@ class Gathering:
             told: the exchange as that device was told it.
 
         Raises:
-            RefusedError: it is not as declared, or not finite; or its weight is not finite or not above 0.
+            RefusedError: it is not as declared, or not finite, also once it is decoded; or its weight is not finite or
+                not above 0.
             InputError: it cannot be decoded.
         """
         if not 0 < reply.weight < math.inf:
@@ -136,7 +148,7 @@ class Gathering:
                 Reply(device=reply.device, weight=reply.weight, scale=reply.scale, tensors=self._decode(tensors, told))
             )
         else:
-            self._add(tensors if self._plan.codec.is_linear else self._decode(tensors, told), reply.weight)
+            self._add(tensors if self._sums_payloads else self._decode(tensors, told), reply.weight)
         self.count += 1
 
     def close(self) -> Shared:
@@ -162,7 +174,10 @@ class Gathering:
         return self._plan.robust is not None or isinstance(self._plan.rule, Individual)
 
     def _decode(self, payload: Tensors, told: Exchange) -> Tensors:
-        return self._plan.codec.decode(payload, agreement=told.agreement, shapes=told.shapes)
+        decoded = self._plan.codec.decode(payload, agreement=told.agreement, shapes=told.shapes)
+        if not is_finite(decoded):
+            raise RefusedError(Refusal.NOT_FINITE, "a payload is not finite once it is decoded", "leave it out")
+        return decoded
 
     def _add(self, tensors: Tensors, weight: float) -> None:
         privacy = self._plan.privacy
@@ -183,9 +198,9 @@ class Gathering:
         if privacy is not None and privacy.placement == "central":
             merged = noise_sum(self._total, privacy, self._noise)
         else:
-            merged = scale(self._total, 1.0 / self._weight)
+            merged = scale(self._total, 1.0 / (self._buffer or self._weight))
         single = {key: tensor.float() for key, tensor in merged.items()}
-        return self._decode(single, self._exchange) if self._plan.codec.is_linear else single
+        return self._decode(single, self._exchange) if self._sums_payloads else single
 
     def _changed(self, state: Tensors, moments: Tensors) -> Shared:
         before = self._shared.state

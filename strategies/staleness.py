@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from florilegium.errors import ConfigError, InputError
 
-__all__ = ["STALENESS_WEIGHTS", "Constant", "Hinge", "Polynomial", "StalenessWeight"]
+__all__ = ["STALENESS_WEIGHTS", "Constant", "Hinge", "Polynomial", "StalenessWeight", "staleness_weight"]
 
 
 class StalenessWeight(Protocol):
@@ -98,6 +98,23 @@ STALENESS_WEIGHTS: Final[Mapping[str, Callable[..., StalenessWeight]]] = {
     "polynomial": Polynomial,
     "hinge": Hinge,
 }
+
+
+def staleness_weight(name: str, options: Mapping[str, float] | None = None) -> StalenessWeight:
+    """Return a weight by its name.
+
+    Args:
+        name: of `STALENESS_WEIGHTS`.
+        options: of that weight.
+
+    Raises:
+        ConfigError: an option is unknown or out of its range.
+    """
+    try:
+        return STALENESS_WEIGHTS[name](**(options or {}))
+    except TypeError:
+        given = ", ".join(options or {})
+        raise ConfigError(f"the weight {name!r} cannot be made with {given}", "see strategies.staleness") from None
 
 
 def _require_staleness(staleness: int) -> None:

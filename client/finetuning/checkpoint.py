@@ -6,18 +6,15 @@ work, told by its fingerprint; with other examples, another seed or another star
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from client.durable import make_directory, replace_file, storage_errors
-from florilegium.errors import StorageError
+from client.durable import storage_errors
+from client.sections import read_sections, write_sections
 
 __all__ = ["Checkpoint", "discard_checkpoint", "read_checkpoint", "write_checkpoint"]
 
@@ -45,11 +42,8 @@ def write_checkpoint(path: Path, state: Checkpoint) -> None:
     Raises:
         StorageError: the disk is full or refuses; an older checkpoint is intact.
     """
-    about = json.dumps({"fingerprint": state.fingerprint, "step": state.step, "notes": dict(state.notes)})
-    data = save({name: tensor.cpu() for name, tensor in state.tensors.items()}, metadata={"state": about})
-    with storage_errors(path):
-        make_directory(path.parent)
-        replace_file(path, data)
+    about = {"fingerprint": state.fingerprint, "step": state.step, "notes": dict(state.notes)}
+    write_sections(path, {"tensors": state.tensors}, about)
 
 
 def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
@@ -60,16 +54,10 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
     """
     if not path.exists():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        problem = f"{path} is no readable checkpoint: {type(error).__name__}"
-        raise StorageError(problem, "delete it to start the fine-tuning anew") from error
-    if about["fingerprint"] != fingerprint:
+    sections, about = read_sections(path, remedy="delete it to start the fine-tuning anew")
+    if about.get("fingerprint") != fingerprint:
         return None
-    return Checkpoint(fingerprint=fingerprint, step=about["step"], tensors=tensors, notes=about["notes"])
+    return Checkpoint(fingerprint=fingerprint, step=about["step"], tensors=sections["tensors"], notes=about["notes"])
 
 
 def discard_checkpoint(path: Path) -> None:

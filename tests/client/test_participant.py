@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from client.adapters import PERSONAL, SHARED, AdaptedModel, AdapterConfig
-from client.dialogue import Example
+from client.dialogue import Example, derive_seed
 from client.evaluation import nll
-from client.finetuning import FineTuneConfig, Target, mean_gradient
+from client.finetuning import FineTuneConfig, Target, finetune, mean_gradient
 from client.model import BaseModel
 from client.participant import Assignment, FileMemory, Participant
 from florilegium.errors import InputError, PrivacyError, StorageError
 from florilegium.tensors import Tensors
 from privacy.device_level import DeviceLevel
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, PrivacyBudgetError
 from privacy.noise import SeededSource
 from strategies.codecs.int8 import Int8
 from strategies.codecs.topk import TopK
 from strategies.gathering import Exchange, Gathering, Shared, prepare
+from strategies.hyperparameters import IMPROVEMENT, improvement
 from strategies.personal import PERSONAL_WAYS
 from strategies.plan import Plan
 from strategies.rule import Reply
@@ -85,7 +86,7 @@ class Fleet:
             finetuning=CONFIG,
             run=run,
         )
-        payload = self.participant(device).answer(task, rows(device))
+        payload, _ = self.participant(device).answer(task, rows(device))
         self.sent.append(payload)
         return payload
 
@@ -223,7 +224,7 @@ def test_every_release_is_charged_before_it_is_made_and_once(model: AdaptedModel
     def answer(number: int) -> Tensors:
         told = fleet.exchange(number, 0)
         task = Assignment(plan=fleet.plan, turn=told.turn, down=told.down, steps=1, finetuning=CONFIG)
-        return participant.answer(task, rows(0))
+        return participant.answer(task, rows(0))[0]
 
     first = answer(1)
     assert all(torch.equal(first[key], again) for key, again in answer(1).items())
@@ -298,3 +299,99 @@ def test_nothing_can_be_folded_into_what_is_not_there(model: AdaptedModel) -> No
     layer = next(key.split(".lora_")[0] for key in model.state(SHARED))
     with pytest.raises(InputError, match="the layer's weights are"), model.folded({layer: torch.zeros(1, 1)}):
         pass
+
+
+def judged(
+    fleet: Fleet, *, unit: float = 1.0, device: int = 0, ledger: Ledger | None = None, holdout: int = 4
+) -> dict[str, float]:
+    """What a device says of its work in the first round."""
+    told = fleet.exchange(1, 0)
+    task = Assignment(
+        plan=fleet.plan, turn=told.turn, down=told.down, steps=8, finetuning=CONFIG, improvement_unit=unit
+    )
+    participant = Participant(
+        fleet.model, FileMemory(fleet.folder / f"{device}" / "memory"), f"d{device}", ledger=ledger
+    )
+    return participant.answer(task, rows(device), rows(device + 1)[:holdout])[1]
+
+
+def test_a_personal_adapter_is_trained_beside_what_was_received(model: AdaptedModel, tmp_path: Path) -> None:
+    """The same rows give the same personal adapter whatever the device's own shared steps were."""
+    fleet = Fleet(Plan(rule=FedIT(), personal=PERSONAL_WAYS["dual"]), model, tmp_path)
+    fleet.round(1)
+    kept = FileMemory(tmp_path / "0" / "memory").read()
+    received = Fleet(fleet.plan, model, tmp_path / "other").shared.state
+    assert all(torch.equal(kept["start"][key], tensor) for key, tensor in received.items())
+    model.load_state(SHARED, received)
+    model.reset(PERSONAL, derive_seed(fleet.plan.seed, "personal", "d0"))
+    seed = derive_seed(CONFIG.seed, "d0", 1, PERSONAL)
+    config = dataclasses.replace(CONFIG, epochs=2, max_steps=2, seed=seed)
+    finetune(model, rows(0), target=Target(slot=PERSONAL, beside=(SHARED,)), config=config)
+    for key, tensor in model.state(PERSONAL).items():
+        assert torch.equal(kept["personal"][key], tensor), key
+
+
+@pytest.mark.parametrize("way", ["none", "dual", "ditto", "finetune"])
+def test_an_improvement_is_the_fall_of_the_holdout_s_loss(way: str, model: AdaptedModel, tmp_path: Path) -> None:
+    """Reference: the shared adapter as it was received and as it was kept, loaded by hand."""
+    fleet = Fleet(Plan(rule=FedIT(), personal=PERSONAL_WAYS.get(way)), model, tmp_path)
+    found = judged(fleet, unit=0.5)
+    losses = []
+    for shared in (fleet.shared.state, FileMemory(tmp_path / "0" / "memory").read()["after"]):
+        model.load_state(SHARED, shared)
+        with model.active(SHARED):
+            nats, tokens = nll(model.base, rows(1)[:4])
+        losses.append(nats / tokens)
+    assert found == {"improvement": improvement(*losses, unit=0.5)}
+    assert found["improvement"] != 0
+
+
+def test_of_an_improvement_nothing_is_said_unasked_or_without_a_holdout(model: AdaptedModel, tmp_path: Path) -> None:
+    assert judged(Fleet(Plan(rule=FedIT()), model, tmp_path / "a"), unit=0.0) == {}
+    assert judged(Fleet(Plan(rule=FedIT()), model, tmp_path / "b"), holdout=0) == {}
+
+
+def test_to_be_judged_changes_nothing_of_what_is_learned(model: AdaptedModel, tmp_path: Path) -> None:
+    plan = Plan(rule=FedIT(), personal=PERSONAL_WAYS["dual"])
+    one, other = Fleet(plan, model, tmp_path / "a"), Fleet(plan, model, tmp_path / "b")
+    judged(one)
+    judged(other, unit=0.0)
+    mine, its = (FileMemory(fleet.folder / "0" / "memory").read() for fleet in (one, other))
+    for section in ("after", "personal", "sent0"):
+        assert all(torch.equal(tensor, its[section][key]) for key, tensor in mine[section].items())
+
+
+def test_metrics_are_said_again_as_they_were(model: AdaptedModel, tmp_path: Path) -> None:
+    fleet = Fleet(Plan(rule=FedIT(), weighting="rows"), model, tmp_path)
+    first = judged(fleet, unit=0.3)
+    assert first["rows"] == 6.0
+    assert judged(fleet, unit=0.3) == first
+
+
+def test_an_improvement_is_charged_as_a_release_of_its_own(model: AdaptedModel, tmp_path: Path) -> None:
+    privacy = DeviceLevel(clip_norm=0.5, noise_multiplier=2.0, delta=1e-5, max_rounds=9, cohort=2)
+    fleet = Fleet(Plan(rule=FedIT(), privacy=privacy), model, tmp_path)
+    ledger = Ledger(path=tmp_path / "ledger", max_rounds=2)
+    assert "improvement" in judged(fleet, ledger=ledger)
+    assert [(charge.round_id, dict(charge.mechanism)) for charge in ledger.charges()] == [
+        ("0-1-0", {"clip_norm": 0.5, "noise_multiplier": 2.0, "delta": 1e-5}),
+        ("0-1-0-improvement", {"clip_norm": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}),
+    ]
+    with pytest.raises(PrivacyBudgetError):
+        judged(fleet, ledger=Ledger(path=tmp_path / "other", max_rounds=1), device=1)
+    assert not (tmp_path / "1" / "memory").exists()
+
+
+def test_no_improvement_leaves_where_nobody_adds_noise_to_it(model: AdaptedModel, tmp_path: Path) -> None:
+    privacy = DeviceLevel(clip_norm=0.5, noise_multiplier=2.0, delta=1e-5, placement="local", max_rounds=9, cohort=2)
+    fleet = Fleet(Plan(rule=FedIT(), privacy=privacy), model, tmp_path)
+    with pytest.raises(PrivacyError, match="without noise"):
+        judged(fleet)
+    assert not (tmp_path / "0" / "memory").exists()
+
+
+@pytest.mark.parametrize("name", ["sketch", "fedsb", "fedkseed"])
+def test_an_improvement_is_of_the_exchange_that_trains(name: str, model: AdaptedModel, tmp_path: Path) -> None:
+    fleet = Fleet(Plan(rule=RULES[name]()), model, tmp_path)
+    metrics = judged(fleet)
+    assert (IMPROVEMENT in metrics) == (name != "fedsb"), "whose first round takes no step"

@@ -2,114 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
 
+from client.dialogue import derive_seed
 from florilegium.errors import ConfigError, StorageError
 from florilegium.tensors import Tensors
 from privacy.egress import ErrorCode
-from privacy.noise import SeededSource
-from server.checkpoint import Progress, RoundLog
 from server.config import CoordinationConfig
-from server.rounds import Coordinator, TooFewRepliesError
+from server.rounds import TooFewRepliesError
 from server.transport import Answer, Request
-from strategies.codecs import encode_with_feedback
-from strategies.plan import Plan
-from strategies.rule import Rule
 from strategies.rules import RULES
-from tests.strategies.rules.fleet import ALPHA_PER_RANK, Device, adapter, gradient, noise
-
-Spoil = Callable[[Request, Answer], Answer | None]
-SMALL = {"cohort": 3, "rounds": 4, "minimum_replies": 2}
-
-
-def honest(_: Request, answer: Answer) -> Answer | None:
-    return answer
-
-
-@dataclass
-class Toy:
-    """A fleet of toy devices behind a transport; `spoil` may change or swallow an answer."""
-
-    plan: Plan
-    ranks: Mapping[int, int]
-    spoil: Spoil = honest
-    asked: list[int] = field(default_factory=list)
-    waits: int = 0
-    known: dict[int, Device] = field(default_factory=dict)
-
-    def devices(self) -> Mapping[int, int]:
-        return self.ranks
-
-    def wait(self) -> None:
-        self.waits += 1
-
-    def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
-        for request in requests:
-            self.asked.append(request.device)
-            answer = self.spoil(request, self._answer(request))
-            if answer is not None:
-                yield answer
-
-    def _answer(self, request: Request) -> Answer:
-        assert self.plan.rule is not None
-        device = self.known.setdefault(request.device, Device(request.device, rank=self.ranks[request.device]))
-        held = cast(Rule, _Held(self.plan.rule, request.down))
-        update = device.answer(held, {}, request.turn, noise, gradient).tensors
-        payload, _ = encode_with_feedback(
-            self.plan.codec,
-            update,
-            residual=None,
-            agreement=request.agreement,
-            generator=torch.Generator().manual_seed(request.device),
-        )
-        return Answer(device=request.device, tensors=payload)
-
-
-class _Held:
-    """A rule whose way down has been gone already."""
-
-    def __init__(self, rule: object, down: Tensors) -> None:
-        self._rule, self._down = rule, down
-
-    def down(self, *_: object) -> Tensors:
-        return self._down
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._rule, name)
-
-
-def coordinator(
-    folder: Path, *, spoil: Spoil = honest, ranks: Mapping[int, int] | None = None, **settings: object
-) -> tuple[Coordinator, Toy]:
-    config = CoordinationConfig.parse(SMALL | settings)
-    toy = Toy(config.make_plan(), ranks or dict.fromkeys(range(8), 3), spoil)
-    made = Coordinator(
-        config, adapter(3), rank=3, scale=ALPHA_PER_RANK, transport=toy, directory=folder, noise=SeededSource(4)
-    )
-    return made, toy
-
-
-def play(made: Coordinator) -> tuple[list[RoundLog], Progress]:
-    logs = [log for log, _ in made.rounds()]
-    return logs, made.progress()
-
-
-def assert_same(one: Progress, other: Progress) -> None:
-    assert (one.round, one.participations) == (other.round, other.participations)
-    for mine, its in (
-        (one.shared.state, other.shared.state),
-        (one.shared.moments, other.shared.moments),
-        (one.shared.change, other.shared.change),
-    ):
-        assert mine.keys() == its.keys()
-        assert all(torch.equal(mine[key], its[key]) for key in mine)
-
+from tests.server.toy import SMALL, Spoil, Toy, assert_same, coordinator, honest, play
+from tests.strategies.rules.fleet import adapter, noise
 
 PLANS: list[dict[str, object]] = [
     *[dict[str, object](rule=name) for name in sorted(RULES)],
@@ -262,11 +171,11 @@ def test_the_cap_on_participation_is_kept(tmp_path: Path) -> None:
 
 
 def test_rows_weigh_where_they_are_told_to(tmp_path: Path) -> None:
-    def spoil(request: Request, answer: Answer) -> Answer:
+    def weigh(request: Request, answer: Answer) -> Answer:
         return replace(answer, metrics={"rows": 1.0 + 9.0 * (request.device == 0)})
 
     states = []
-    for weighting in ("uniform", "rows"):
+    for weighting, spoil in (("uniform", honest), ("rows", weigh)):
         made, _ = coordinator(
             tmp_path / weighting,
             spoil=spoil,
@@ -308,7 +217,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     play(made)
     file = tmp_path / "coordination.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(StorageError, match="no readable checkpoint"):
+    with pytest.raises(StorageError, match="cannot be read"):
         made.progress()
 
 
@@ -350,3 +259,65 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words:
 def test_plans_that_cannot_work_are_refused_with_the_reason(plan: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         CoordinationConfig.parse(SMALL | {"plan": plan}).make_plan()
+
+
+def test_three_of_ten_drop_out_and_one_is_late_and_all_rounds_end(tmp_path: Path) -> None:
+    def spoil(request: Request, answer: Answer) -> Answer | None:
+        fate = derive_seed("fate", request.turn.round, request.device) % 10
+        if fate < 2:
+            return None
+        return Answer(device=request.device, error=ErrorCode.INTERNAL) if fate == 2 else answer
+
+    class Late(Toy):
+        def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
+            answers = list(super().ask(requests, seconds=seconds))
+            yield from answers[: max(1, len(answers) * 9 // 10)]
+
+    made, toy = coordinator(
+        tmp_path, spoil=spoil, ranks=dict.fromkeys(range(40), 3), cohort=10, over_selection=1.5, rounds=30
+    )
+    made._transport = Late(toy.plan, toy.ranks, spoil)
+    logs, progress = play(made)
+    assert [log.round for log in logs] == list(range(1, 31))
+    assert all(log.taken >= 2 and log.taken + log.silent + len(log.failed) == log.asked for log in logs)
+    assert sum(log.silent for log in logs) > 30
+    assert all(bool(tensor.isfinite().all()) for tensor in progress.shared.state.values())
+
+
+def test_what_overflows_on_the_server_is_not_merged(tmp_path: Path) -> None:
+    """Finite replies whose products are not: the round is tried with others, and the state stays whole."""
+
+    def spoil(request: Request, answer: Answer) -> Answer:
+        if request.device != 0:
+            return answer
+        return replace(answer, tensors={key: torch.full_like(tensor, 1e30) for key, tensor in answer.tensors.items()})
+
+    made, _ = coordinator(tmp_path, spoil=spoil, plan={"rule": "fedex"}, ranks=dict.fromkeys(range(6), 3))
+    logs, progress = play(made)
+    assert len(logs) == 4
+    assert 0 not in progress.participations
+    assert any(log.asked > 3 for log in logs)
+
+
+def test_an_int8_payload_that_overflows_is_refused(tmp_path: Path) -> None:
+    def spoil(request: Request, answer: Answer) -> Answer:
+        tensors = {
+            key: torch.tensor(3e38) if key.endswith("/step") else tensor for key, tensor in answer.tensors.items()
+        }
+        return replace(answer, tensors=tensors) if request.device == 0 else answer
+
+    made, _ = coordinator(
+        tmp_path, spoil=spoil, plan={"codec": "int8"}, cohort=4, ranks=dict.fromkeys(range(4), 3), rounds=1
+    )
+    (log,), _ = play(made)
+    assert log.refused == {0: "not-finite"}
+
+
+@pytest.mark.parametrize("metrics", [{"x": 1.0}, {"improvement": 0.5}, {"rows": 3.0}])
+def test_a_metric_that_nobody_asked_for_is_refused(metrics: dict[str, float], tmp_path: Path) -> None:
+    def spoil(request: Request, answer: Answer) -> Answer:
+        return replace(answer, metrics=metrics) if request.device == 0 else answer
+
+    made, _ = coordinator(tmp_path, spoil=spoil, cohort=4, ranks=dict.fromkeys(range(4), 3), rounds=1)
+    (log,), _ = play(made)
+    assert log.refused == {0: "bad-metric"}

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from florilegium.errors import ConfigError, InputError
-from strategies.staleness import STALENESS_WEIGHTS, Constant, Hinge, Polynomial
+from strategies.staleness import STALENESS_WEIGHTS, Constant, Hinge, Polynomial, staleness_weight
 
 
 @pytest.mark.parametrize("name", STALENESS_WEIGHTS)
@@ -55,3 +55,14 @@ def test_hinge_forgives_and_then_falls() -> None:
 def test_a_setting_out_of_its_range_is_refused(kind: type, setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{setting} must be finite and >= 0, got {value}"):
         kind(**{setting: value})
+
+
+def test_a_weight_is_made_by_its_name_and_options() -> None:
+    assert staleness_weight("hinge", {"slope": 2.0, "grace": 3}) == Hinge(slope=2.0, grace=3)
+    assert staleness_weight("polynomial") == Polynomial()
+
+
+@pytest.mark.parametrize("options", [{"slope": 1.0}, {"exponent": 1.0, "grace": 2}])
+def test_an_option_that_a_weight_has_not_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"the weight 'polynomial' cannot be made with {', '.join(options)}"):
+        staleness_weight("polynomial", options)

@@ -37,7 +37,7 @@ def test_other_work_does_not_see_it(tmp_path: Path) -> None:
 def test_a_spoilt_file_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "checkpoint"
     path.write_bytes(content)
-    with pytest.raises(StorageError, match="no readable checkpoint"):
+    with pytest.raises(StorageError, match="cannot be read"):
         read_checkpoint(path, "f")
 
 
