@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from simulation.compare import CompareConfig as CompareConfig
     from simulation.compare import run_compare as run_compare
     from simulation.readers import read_users as read_users
+    from simulation.sharing.compare import run_sharing as run_sharing
+    from simulation.sharing.config import SharingConfig as SharingConfig
     from simulation.world import generate_users as generate_users
 
 _HOMES = {
@@ -27,10 +29,12 @@ _HOMES = {
     "DeviceSettings": "client.settings",
     "Dialogue": "client.dialogue",
     "FlorilegiumError": "florilegium.errors",
+    "SharingConfig": "simulation.sharing.config",
     "generate_users": "simulation.world",
     "load_model": "client.model",
     "read_users": "simulation.readers",
     "run_compare": "simulation.compare",
+    "run_sharing": "simulation.sharing.compare",
 }
 
 __all__ = [
@@ -40,10 +44,12 @@ __all__ = [
     "DeviceSettings",
     "Dialogue",
     "FlorilegiumError",
+    "SharingConfig",
     "generate_users",
     "load_model",
     "read_users",
     "run_compare",
+    "run_sharing",
 ]
 __version__ = "0.1.0"
 

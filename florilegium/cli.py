@@ -1,7 +1,8 @@
 """The command line: `florilegium --help` lists what it does.
 
 Exit codes: 0 done, 2 a setting is wrong or a part is not installed, 3 an input cannot be used, 4 the model, 5 storage,
-6 memory, 130 stopped by the user. `docs/commands.md` is generated from this program's own help.
+6 memory, 7 privacy, 8 too few devices, 130 stopped by the user. `docs/commands.md` is generated from this program's own
+help.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import florilegium
-from florilegium.commands import compare, device, world
+from florilegium.commands import compare, device, registry, simulate, world
 from florilegium.commands.output import print_error
 from florilegium.errors import ConfigError, FlorilegiumError, MemoryBudgetError, StorageError
 
@@ -56,7 +57,7 @@ def _explain(error: Exception, command: str | None) -> FlorilegiumError | None:
         module = (error.name or "").partition(".")[0]
         if module in _POSIX:
             return ConfigError("this system is not supported", "use Linux or macOS; on Windows, WSL")
-        extra = "device" if command == "device" else "simulation"
+        extra = {"device": "device", "registry": "server"}.get(command or "", "simulation")
         remedy = f"pip install 'florilegium[{extra}]'"
         return None if module in _OWN else ConfigError(f"the library {module!r} is not installed", remedy)
     if isinstance(error, OSError):
@@ -77,8 +78,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(device.app, name="device")
+app.add_typer(registry.app, name="registry")
 app.command("demo")(compare.demo)
 app.command("compare")(compare.compare)
+app.command("simulate")(simulate.simulate)
 app.command("report")(compare.report)
 app.command("world")(world.world)
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from florilegium.errors import ConfigError
 
-__all__ = ["Settings", "one_of"]
+__all__ = ["Settings", "one_of", "read_toml"]
 
 
 def one_of(names: Iterable[str]) -> AfterValidator:
@@ -59,13 +59,21 @@ class Settings(BaseModel):
         Raises:
             ConfigError: it cannot be read, is no TOML, or `parse` refuses it.
         """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML file") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from None
-        return cls.parse(values, source=str(path))
+        return cls.parse(read_toml(path), source=str(path))
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """Return what a TOML file holds.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from None
 
 
 def _problems(error: ValidationError) -> list[tuple[tuple[str, ...], str, str, object]]:

@@ -30,7 +30,17 @@ from simulation.summary import REFERENCE, Summary, summarize
 from simulation.users import UserData
 from simulation.workers import stream
 
-__all__ = ["CompareConfig", "Progress", "deal_users", "run_compare", "run_name", "users_of_part"]
+__all__ = [
+    "CompareConfig",
+    "Progress",
+    "UsersBySeed",
+    "check_users",
+    "deal_users",
+    "run_compare",
+    "run_name",
+    "users_of_part",
+    "users_table",
+]
 
 UsersBySeed = Mapping[int, Sequence[UserData]]
 _QUICK_DRAWS: Final = 200
@@ -45,6 +55,7 @@ class Progress:
         done: pieces (one user under one arm) that are finished, with those of earlier sessions.
         total: pieces in all.
         resumed: pieces that were finished in earlier sessions.
+        doing: what is being done, in a word.
         summary: of the users that are finished under all arms, with rough intervals; None before the first.
     """
 
@@ -52,6 +63,7 @@ class Progress:
     total: int
     resumed: int
     summary: Summary | None
+    doing: str = "comparing"
 
 
 def users_of_part(users: Sequence[UserData], part: Literal["tune", "report"]) -> list[UserData]:
@@ -96,9 +108,9 @@ def run_compare(
         StorageError: the directory cannot be written, is damaged or in use.
         ModelError: the base model cannot be loaded.
     """
-    _check(users_by_seed)
+    check_users(users_by_seed)
     described = describe_run(users_by_seed, config, source)
-    with RunDirectory(run_directory, described, rounds=config.rounds) as directory:
+    with RunDirectory(run_directory, described, rounds=range(config.rounds + 1)) as directory:
         workers = config.workers or os.cpu_count() or 1
         directory.note_versions(workers=workers, threads_per_worker=1)
         tasks = _missing(users_by_seed, config, directory)
@@ -120,7 +132,12 @@ def _play(task: Task) -> Iterator[list[RoundRecord]]:
     return play_user(task)
 
 
-def _check(users_by_seed: UsersBySeed) -> None:
+def check_users(users_by_seed: UsersBySeed) -> None:
+    """Refuse users that cannot be compared on.
+
+    Raises:
+        InputError: there are none, two of one seed share a name, or one has no stream or no held-out question.
+    """
     if not any(users_by_seed.values()):
         raise InputError("there are no users to compare on", "give at least one seed with one user")
     for seed, users in users_by_seed.items():
@@ -189,13 +206,13 @@ def _conclude(users_by_seed: UsersBySeed, config: CompareConfig, directory: RunD
     records = [record for record in directory.records if record.key in pieces]
     summary = _summarize(users_by_seed, config, records, draws=config.bootstrap_draws)
     directory.sort()
-    directory.write("users.csv", _users_table([record for record in records if record.round == config.rounds]))
+    directory.write("users.csv", users_table([record for record in records if record.round == config.rounds]))
     directory.write("summary.json", summary.model_dump_json(indent=2) + "\n")
     directory.write("report.html", render_report(summary))
     return summary
 
 
-def _users_table(final: Sequence[RoundRecord]) -> str:
+def users_table(final: Sequence[RoundRecord]) -> str:
     """Return one line per seed, user and arm: final scores, and their differences to the reference arm."""
     reference = {(record.seed, record.user): record.scores for record in final if record.arm == REFERENCE}
     text = io.StringIO()

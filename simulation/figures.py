@@ -19,7 +19,18 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURED_PARTS", "Series", "Whisker", "curves", "shares", "user_bars", "whiskers"]
+__all__ = [
+    "COLOURED_PARTS",
+    "Point",
+    "Series",
+    "Whisker",
+    "costs",
+    "curves",
+    "shares",
+    "slopes",
+    "user_bars",
+    "whiskers",
+]
 
 _COLOURS: Final = {
     "ink": "#1d2430", "quiet": "#667085", "rule": "#e4e2da", "card": "#ffffff", "accent": "#1f6f8b",
@@ -83,6 +94,16 @@ class Series:
     high: Sequence[float]
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A mean with its interval, against what it cost."""
+
+    cost: float
+    mean: float
+    low: float
+    high: float
+
+
 def whiskers(rows: Mapping[str, Whisker], *, title: str, reference: float | None) -> str:
     """Draw one row per name: dot, interval, hollow dot for the worst-off; `reference` is a dashed line."""
     with _drawing(_WIDTH_INCHES / 2, 0.6 + 0.3 * len(rows)) as figure:
@@ -127,6 +148,35 @@ def user_bars(differences: Mapping[str, Sequence[float]], *, title: str) -> str:
             axes.set_xticks([])
             worse = sum(value < 0 for value in values)
             axes.set_xlabel(f"{worse} of {len(values)} worse off")
+        return _svg(figure, title)
+
+
+def slopes(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, left: str, title: str) -> str:
+    """Draw one panel per name: one line per user from a value under `left` to that under the name."""
+    with _panels(len(pairs)) as (figure, panels):
+        for axes, (name, (before, after)) in zip(panels, pairs.items(), strict=True):
+            for one, other in sorted(zip(before, after, strict=True), key=lambda ends: ends[1] < ends[0]):
+                colour = _COLOURS["gain" if other > one else "loss" if other < one else "quiet"]
+                axes.plot((0, 1), (one, other), "o-", color=colour, alpha=0.6, linewidth=1, markersize=2.5)
+            axes.set_title(name)
+            axes.set_xticks((0, 1), (left, name))
+            axes.set_xlim(-0.2, 1.2)
+            axes.grid(visible=False, axis="x")
+        return _svg(figure, title)
+
+
+def costs(points: Mapping[str, Point], *, title: str, x_label: str) -> str:
+    """Draw scores against costs; 0 is drawn at the left end of a logarithmic axis."""
+    with _drawing(_WIDTH_INCHES, 3.4) as figure:
+        axes = figure.subplots()
+        axes.set_xscale("symlog", linthresh=min((each.cost for each in points.values() if each.cost), default=1.0))
+        for name, point in points.items():
+            axes.vlines(point.cost, point.low, point.high, color=_COLOURS["accent"], alpha=0.45, linewidth=3)
+            axes.plot(point.cost, point.mean, "o", color=_COLOURS["accent"])
+            axes.annotate(name, (point.cost, point.mean), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(x_label)
+        axes.margins(x=0.1)
+        axes.set_title(title)
         return _svg(figure, title)
 
 

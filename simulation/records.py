@@ -60,12 +60,19 @@ class RoundRecord(BaseModel):
         repeated_rows: originals trained on once more to reach the round's number of rows.
         steps: optimizer steps of this round.
         promoted: whether the gate let the candidate pass; None where nothing was trained.
+        strength: how much of the trained adapter the candidate uses; None where nothing was trained.
         scores: metric → value on the held-out questions, with the adapter that the gate left in place.
         candidate: the same for this round's candidate, before the gate; empty where nothing was trained.
         by_kind: kind of held-out question → metric → value, after the gate.
         kept: kind of turn → dialogues of it in the buffer.
         decisions: reason → arrivals decided for it, so far.
         drops: reason → synthesized texts dropped for it, so far.
+        way: with which of its adapters the device answers; see `client.serving`.
+        unseen: whether the device took no part and only received.
+        uplink_bytes: sent by the device, so far.
+        downlink_bytes: received by it, so far.
+        fleet_hours: the simulated fleet's time, so far.
+        energy_wh: drawn by the device for its tasks, so far.
         seconds: of this round, with its measuring; what was computed for an earlier arm, or for all arms, is not in it.
     """
 
@@ -83,12 +90,19 @@ class RoundRecord(BaseModel):
     repeated_rows: int = 0
     steps: int = 0
     promoted: bool | None = None
+    strength: float | None = None
     scores: dict[str, float]
     candidate: dict[str, float] = {}
     by_kind: dict[str, dict[str, float]] = {}
     kept: dict[str, int] = {}
     decisions: dict[str, int] = {}
     drops: dict[str, int] = {}
+    way: str = ""
+    unseen: bool = False
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    fleet_hours: float = 0.0
+    energy_wh: float = 0.0
     seconds: float = 0.0
 
     @property

@@ -17,7 +17,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from simulation.figures import COLOURED_PARTS, Series, Whisker, curves, shares, user_bars, whiskers
+from simulation.figures import (
+    COLOURED_PARTS,
+    Point,
+    Series,
+    Whisker,
+    costs,
+    curves,
+    shares,
+    slopes,
+    user_bars,
+    whiskers,
+)
 from simulation.findings import Verdict, describe, findings, notes, signed, verdict
 from simulation.records import METRICS
 from simulation.summary import REFERENCE, ArmSummary, Difference, Estimate, Summary
@@ -25,6 +36,8 @@ from simulation.summary import REFERENCE, ArmSummary, Difference, Estimate, Summ
 __all__ = ["comparison_table", "findings_table", "render_report"]
 
 _MAIN_METRICS: Final = ("rouge1", "nll")
+_LOCAL: Final = "local"
+_KIB: Final = 1024
 _RICH_STYLES: Final = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.OPEN: ""}
 
 
@@ -34,10 +47,11 @@ def comparison_table(summary: Summary) -> Table:
         f"{summary.users} users, {len(summary.seeds)} seeds, 95 % intervals; low 10%: the worst-off tenth's mean"
     )
     table.add_column("arm", no_wrap=True)
-    for heading in ("ROUGE-1", "low 10%", "NLL", f"ROUGE-1 − {REFERENCE}", "harmed"):
+    reference = _main_reference(summary)
+    for heading in ("ROUGE-1", "low 10%", "NLL", f"ROUGE-1 − {reference}", "harmed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, arm in summary.arms.items():
-        difference = arm.differences.get(REFERENCE, {}).get("rouge1")
+        difference = arm.differences.get(reference, {}).get("rouge1")
         table.add_row(
             f"{name}*" if arm.budget.outside_budget else name,
             f"{arm.metrics['rouge1'].mean:.3f}",
@@ -61,6 +75,11 @@ def findings_table(summary: Summary) -> Table:
         )
     table.caption = " ".join(notes(summary))
     return table
+
+
+def _main_reference(summary: Summary) -> str:
+    """Return what arms are held against: learning alone where arms share, else no learning."""
+    return _LOCAL if any(_LOCAL in arm.differences for arm in summary.arms.values()) else REFERENCE
 
 
 def _plain_table(title: str) -> Table:
@@ -90,6 +109,10 @@ def render_report(summary: Summary) -> str:
         _section("Scores by arm", _scores(summary), _SCORES),
         _section("Learning over the stream", _curves(summary), _CURVES),
         _section("Every user", _users(summary), _USERS),
+        _section("Device by device", _slopes(summary), _SLOPES),
+        _section("Whom it helps, whom it harms", _harmed(summary), _HARMED),
+        _section("What crosses the network", _traffic(summary), _TRAFFIC),
+        _section("Devices that took no part", _unseen(summary), _UNSEEN),
         _section("By kind of question", _kinds(summary), _KINDS),
         _section("What the buffer kept", _kept(summary), _KEPT),
         _section("What synthesis dropped", _drops(summary), _DROPS),
@@ -125,6 +148,22 @@ _CURVES: Final = (
 )
 _USERS: Final = (
     "ROUGE-1 minus that of the base model, one bar per user, sorted: an average gain can hide users who lose."
+)
+_SLOPES: Final = (
+    "ROUGE-1 of each device when it learns alone (left) and under an arm (right); losses in another colour."
+)
+_HARMED: Final = (
+    "Mean paired differences in ROUGE-1, and the share of devices that are worse off: with the adapters as the plan "
+    "means them (before the gate), and with what each device chose on its own hold-out (after). The last columns: how "
+    "many devices chose what."
+)
+_TRAFFIC: Final = (
+    "ROUGE-1 (mean and 95 % interval) against what a device sent up in the whole run. Only adapters' tensors and "
+    "declared numbers cross the network."
+)
+_UNSEEN: Final = (
+    "Users of the same world whose devices never took part: they receive the shared adapter at the end, train nothing, "
+    "and choose on their own hold-out whether to use it."
 )
 _KINDS: Final = "ROUGE-1 by what the held-out question probes; ± is half the 95 % interval."
 _KEPT: Final = (
@@ -211,14 +250,16 @@ def _curves(summary: Summary) -> str:
 
 
 def _curve_panels(summary: Summary, metric: str) -> str:
-    series = {name: _series(arm, metric) for name, arm in summary.arms.items()}
-    return curves(series, title=f"{METRICS[metric].title} over the stream", x_label="turns")
+    by_round = _main_reference(summary) == _LOCAL
+    series = {name: _series(arm, metric, by_round=by_round) for name, arm in summary.arms.items()}
+    title = f"{METRICS[metric].title} over the {'rounds' if by_round else 'stream'}"
+    return curves(series, title=title, x_label="rounds" if by_round else "turns")
 
 
-def _series(arm: ArmSummary, metric: str) -> Series:
+def _series(arm: ArmSummary, metric: str, *, by_round: bool) -> Series:
     estimates = [point.metrics[metric] for point in arm.curve]
     return Series(
-        x=[point.seen for point in arm.curve],
+        x=[point.round if by_round else point.seen for point in arm.curve],
         y=[each.mean for each in estimates],
         low=[_bounds(each)[0] for each in estimates],
         high=[_bounds(each)[1] for each in estimates],
@@ -234,6 +275,85 @@ def _users(summary: Summary) -> str:
     if not differences:
         return ""
     return f'<div class="card">{user_bars(differences, title="ROUGE-1 minus the base model, by user")}</div>'
+
+
+def _slopes(summary: Summary) -> str:
+    local = summary.arms.get(_LOCAL)
+    if local is None:
+        return ""
+    pairs = {
+        name: (local.by_user["rouge1"], arm.by_user["rouge1"])
+        for name, arm in summary.arms.items()
+        if _LOCAL in arm.differences and name != REFERENCE
+    }
+    drawn = slopes(pairs, left=_LOCAL, title="ROUGE-1 of each device, alone and under the arm") if pairs else ""
+    return f'<div class="card">{drawn}</div>' if drawn else ""
+
+
+def _harmed(summary: Summary) -> str:
+    arms = {name: arm for name, arm in summary.arms.items() if arm.differences_before_gate}
+    ways = sorted({way for arm in arms.values() for way in arm.ways})
+    references = [name for name in (REFERENCE, _LOCAL) if any(name in arm.differences for arm in arms.values())]
+    if _LOCAL not in references:
+        return ""
+    headings = ["arm"]
+    for reference in references:
+        headings += [f"− {reference}", "harmed before gate", "after"]
+    rows = [
+        [
+            _name(name, arm),
+            *(cell for reference in references for cell in _against(arm, reference)),
+            *(str(arm.ways.get(way, 0)) for way in ways),
+        ]
+        for name, arm in arms.items()
+    ]
+    return _table([*headings, *map(escape, ways)], rows)
+
+
+def _against(arm: ArmSummary, reference: str) -> list[str]:
+    if reference not in arm.differences:
+        return ["", "", ""]
+    before, after = arm.differences_before_gate[reference]["rouge1"], arm.differences[reference]["rouge1"]
+    return [describe(after), f"{before.share_harmed:.0%}", f"{after.share_harmed:.0%}"]
+
+
+def _traffic(summary: Summary) -> str:
+    if not any(arm.budget.uplink_bytes for arm in summary.arms.values()):
+        return ""
+    timed = any(arm.budget.fleet_hours for arm in summary.arms.values())
+    points, rows = {}, []
+    for name, arm in summary.arms.items():
+        estimate, up, down = arm.metrics["rouge1"], *_kib(arm, summary)
+        points[name] = Point(up, estimate.mean, *_bounds(estimate))
+        spent = (
+            [f"{arm.budget.fleet_hours:,.1f}", f"{1000 * arm.budget.energy_wh / summary.users:,.1f}"] if timed else []
+        )
+        rows.append([_name(name, arm), _cell(estimate), f"{up:,.0f}", f"{down:,.0f}", *spent])
+    drawn = costs(points, title="ROUGE-1 against uplink", x_label="KiB sent up by a device")
+    headings = ["arm", "ROUGE-1", "KiB up a device", "KiB down a device"]
+    table = _table([*headings, "hours of the fleet", "mWh a device"] if timed else headings, rows)
+    return f'<div class="card">{drawn}</div>{table}'
+
+
+def _kib(arm: ArmSummary, summary: Summary) -> tuple[float, float]:
+    unit = summary.users * _KIB
+    return arm.budget.uplink_bytes / unit, arm.budget.downlink_bytes / unit
+
+
+def _unseen(summary: Summary) -> str:
+    if summary.unseen is None:
+        return ""
+    rows = [
+        [
+            _name(name, arm),
+            _cell(arm.metrics["rouge1"]),
+            _cell(arm.metrics["nll"]),
+            *(_against(arm, REFERENCE) if arm.differences_before_gate else ["", "", ""]),
+        ]
+        for name, arm in summary.unseen.arms.items()
+    ]
+    headings = ["arm", "ROUGE-1", "NLL per token", f"ROUGE-1 − {REFERENCE}", "harmed before gate", "after"]
+    return _table(headings, rows)
 
 
 def _kinds(summary: Summary) -> str:

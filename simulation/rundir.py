@@ -4,7 +4,7 @@
     versions.json  one entry per session: Python, libraries, processor, threads, date
     metrics.jsonl  one line per seed, user, arm and round
     summary.json, users.csv, report.html   written at the end
-    .work          temporary files, which may hold text; there only while a session runs
+    .work          temporary files, which may hold text; there only while a session runs, or until the run is finished
 
 All rounds of one seed, user and arm are appended at once and flushed to the disk; a piece whose last line is missing
 was cut by a kill, and is dropped and played again. Any other line that is no record is damage, and is left as it is.
@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -59,27 +59,30 @@ class RunDirectory:
     Args:
         path: the directory; made if there is none.
         config: what identifies the run.
-        rounds: the number of the last round of a finished piece.
+        rounds: the numbers of the rounds of a finished piece, in order.
+        keeps_work: whether what is in `work` is needed to go on, and stays until it is discarded.
 
     Attributes:
         path: the directory.
-        work: an empty folder in it, for its owner only, that is removed when the directory is closed or next opened.
+        work: a folder in it, for its owner only; if it is not kept, it is emptied when the directory is opened and
+            removed when it is closed.
 
     Raises:
         ConfigError: the directory holds a run of another identity, or with other data of the same users.
         StorageError: it cannot be written, is damaged, or another process is at work in it.
     """
 
-    def __init__(self, path: Path, config: RunConfig, *, rounds: int) -> None:
+    def __init__(self, path: Path, config: RunConfig, *, rounds: Iterable[int], keeps_work: bool = False) -> None:
         self.path = path
         self.work = path / ".work"
-        self._rounds = rounds
+        self._rounds = list(rounds)
         with storage_errors(path), ExitStack() as held:
             path.mkdir(parents=True, exist_ok=True)
             self._lock(held)
-            _remove(self.work)
+            if not keeps_work:
+                _remove(self.work)
+                held.callback(_remove, self.work)
             make_directory(self.work)
-            held.callback(_remove, self.work)
             self._claim(config)
             self._finished = self._recover()
             # Unbuffered: what a full disk refused is not tried again when the file is closed.
@@ -130,6 +133,11 @@ class RunDirectory:
             replace_file(path, text.encode())
         return path
 
+    def discard_work(self) -> None:
+        """Remove the temporary files."""
+        with storage_errors(self.work):
+            _remove(self.work)
+
     def note_versions(self, **facts: str | int) -> None:
         """Add this session to `versions.json`."""
         path = self.path / "versions.json"
@@ -172,9 +180,7 @@ class RunDirectory:
         pieces: dict[Key, list[RoundRecord]] = {}
         for record in _parse(path, log):
             pieces.setdefault(record.key, []).append(record)
-        finished = {
-            key: piece for key, piece in pieces.items() if [r.round for r in piece] == [*range(self._rounds + 1)]
-        }
+        finished = {key: piece for key, piece in pieces.items() if [r.round for r in piece] == self._rounds}
         kept = "".join(_lines(piece) for piece in finished.values())
         if kept.encode() != log:
             self.write(path.name, kept)

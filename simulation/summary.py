@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from client.dialogue import derive_seed
-from simulation.arms import CONTRASTS, Arm
+from simulation.arms import CONTRASTS, Contrast
 from simulation.records import METRICS, RoundRecord
 from simulation.statistics import Floats, mean_interval, share_harmed, worst_tenth_mean
 
@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ArmSummary",
     "BudgetSummary",
+    "ComparedArm",
     "ContrastSummary",
     "CurvePoint",
     "Difference",
@@ -32,9 +33,43 @@ __all__ = [
     "summarize",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 REFERENCE: Final = "none"
 """The arm that every other one's differences are taken to, where it was run."""
+
+
+class ComparedArm(Protocol):
+    """What a summary must know of an arm; see `simulation.arms` and `simulation.sharing.arms`."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What it does."""
+        ...
+
+    @property
+    def policy(self) -> str | None:
+        """The selection policy, where arms differ in it."""
+        ...
+
+    @property
+    def learns(self) -> bool:
+        """Whether annotations are used."""
+        ...
+
+    @property
+    def trains(self) -> bool:
+        """Whether adapters are trained."""
+        ...
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether it spends what all others spend."""
+        ...
 
 
 class _Value(BaseModel):
@@ -104,6 +139,10 @@ class BudgetSummary(_Value):
         synthesized_rows: written by the model.
         repeated_rows: originals once more.
         steps: optimizer steps.
+        uplink_bytes: sent by devices to a server.
+        downlink_bytes: received by them.
+        fleet_hours: of a simulated fleet, mean over seeds.
+        energy_wh: drawn by its devices for their tasks.
         outside_budget: the arm is allowed more than the others.
     """
 
@@ -114,6 +153,10 @@ class BudgetSummary(_Value):
     synthesized_rows: int
     repeated_rows: int
     steps: int
+    uplink_bytes: int
+    downlink_bytes: int
+    fleet_hours: float
+    energy_wh: float
     outside_budget: bool
 
 
@@ -139,8 +182,11 @@ class ArmSummary(_Value):
         before_gate: metric → estimate of the last round's candidate, whether it passed or not; empty without training.
         by_kind: kind of held-out question → metric → estimate.
         by_seed: seed → metric → mean.
+        by_user: metric → every user's value, in the order of seeds and users, which is the same for all arms.
         curve: one point per round.
         differences: reference arm → metric → paired difference.
+        differences_before_gate: the same of the last round's candidates; empty without training.
+        ways: with which of its adapters a device answers at the end → devices; empty where there is no choice.
         budget: what it spent.
         gate: what became of its candidates; null without training.
         kept: kind of turn → dialogues in the buffers at the end.
@@ -155,8 +201,11 @@ class ArmSummary(_Value):
     before_gate: dict[str, Estimate]
     by_kind: dict[str, dict[str, Estimate]]
     by_seed: dict[str, dict[str, float]]
+    by_user: dict[str, tuple[float, ...]]
     curve: list[CurvePoint]
     differences: dict[str, dict[str, Difference]]
+    differences_before_gate: dict[str, dict[str, Difference]]
+    ways: dict[str, int]
     budget: BudgetSummary
     gate: GateSummary | None
     kept: dict[str, int]
@@ -208,9 +257,10 @@ class Summary(_Value):
         arms: arm → its summary, in the order asked for.
         contrasts: the questions whose two arms were run.
         budgets_equal: whether the comparison was fair.
+        unseen: the same of devices that took no part; null where there are none.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     model: str
     config: dict[str, object]
     seeds: list[int]
@@ -219,6 +269,7 @@ class Summary(_Value):
     arms: dict[str, ArmSummary]
     contrasts: list[ContrastSummary]
     budgets_equal: Equality
+    unseen: Summary | None = None
 
 
 _Rounds = Sequence[RoundRecord]
@@ -228,11 +279,14 @@ _Rounds = Sequence[RoundRecord]
 def summarize(
     records: Iterable[RoundRecord],
     *,
-    arms: Sequence[Arm],
+    arms: Sequence[ComparedArm],
     model: str,
     config: Mapping[str, object],
     stream_kinds: Mapping[str, int],
     draws: int = 4000,
+    contrasts: Sequence[Contrast] = CONTRASTS,
+    references: Sequence[str] = (REFERENCE,),
+    unseen: Summary | None = None,
 ) -> Summary:
     """Reduce all records of a finished run to its summary.
 
@@ -243,10 +297,13 @@ def summarize(
         config: what was asked for.
         stream_kinds: kind of turn → turns in all streams.
         draws: bootstrap resamples.
+        contrasts: the questions to answer, where both arms were run.
+        references: arms that every other one's differences are taken to, where they were run.
+        unseen: the summary of devices that took no part.
     """
     tables = _by_arm(records)
     last = {name: rounds[max(rounds)] for name, rounds in tables.items()}
-    contrasts = [
+    answered = [
         ContrastSummary(
             name=c.name,
             question=c.question,
@@ -254,7 +311,7 @@ def summarize(
             reference=c.reference,
             metrics=_differences(last[c.arm], last[c.reference], draws),
         )
-        for c in CONTRASTS
+        for c in contrasts
         if c.arm in last and c.reference in last
     ]
     first = last[arms[0].name]
@@ -264,9 +321,10 @@ def summarize(
         seeds=sorted({record.seed for record in first}),
         users=len(first),
         stream_kinds=dict(stream_kinds),
-        arms={arm.name: _arm(arm, tables[arm.name], last, draws) for arm in arms},
-        contrasts=contrasts,
+        arms={arm.name: _arm(arm, tables[arm.name], last, references, draws) for arm in arms},
+        contrasts=answered,
         budgets_equal=_equality(arms, tables),
+        unseen=unseen,
     )
 
 
@@ -278,10 +336,16 @@ def _by_arm(records: Iterable[RoundRecord]) -> dict[str, dict[int, list[RoundRec
 
 
 def _arm(
-    arm: Arm, rounds: Mapping[int, list[RoundRecord]], last: Mapping[str, list[RoundRecord]], draws: int
+    arm: ComparedArm,
+    rounds: Mapping[int, list[RoundRecord]],
+    last: Mapping[str, list[RoundRecord]],
+    references: Sequence[str],
+    draws: int,
 ) -> ArmSummary:
     every = [record for records in rounds.values() for record in records]
     final = last[arm.name]
+    others = {name: last[name] for name in references if name in last and name != arm.name}
+    candidates = [record.model_copy(update={"scores": record.candidate}) for record in final if record.candidate]
     return ArmSummary(
         title=arm.title,
         policy=arm.policy if arm.within_budget else None,
@@ -292,10 +356,13 @@ def _arm(
             for kind in sorted({kind for record in final for kind in record.by_kind})
         },
         by_seed=_by_seed(final),
+        by_user={name: tuple(_values([record.scores for record in final], name).tolist()) for name in METRICS},
         curve=[_point(number, records, draws) for number, records in sorted(rounds.items())],
-        differences={REFERENCE: _differences(final, last[REFERENCE], draws)}
-        if REFERENCE in last and arm.name != REFERENCE
+        differences={name: _differences(final, other, draws) for name, other in others.items()},
+        differences_before_gate={name: _differences(candidates, other, draws) for name, other in others.items()}
+        if len(candidates) == len(final)
         else {},
+        ways=dict(Counter(record.way for record in final if record.way)),
         budget=_budget(arm, rounds),
         gate=_gate(every) if arm.trains else None,
         kept=_total(record.kept for record in final),
@@ -366,7 +433,7 @@ def _point(number: int, records: _Rounds, draws: int) -> CurvePoint:
     )
 
 
-def _budget(arm: Arm, rounds: Mapping[int, list[RoundRecord]]) -> BudgetSummary:
+def _budget(arm: ComparedArm, rounds: Mapping[int, list[RoundRecord]]) -> BudgetSummary:
     every = [record for records in rounds.values() for record in records]
     final = rounds[max(rounds)]
     return BudgetSummary(
@@ -377,7 +444,11 @@ def _budget(arm: Arm, rounds: Mapping[int, list[RoundRecord]]) -> BudgetSummary:
         synthesized_rows=sum(record.synthesized_rows for record in every),
         repeated_rows=sum(record.repeated_rows for record in every),
         steps=sum(record.steps for record in every),
-        outside_budget=arm.sees_everything,
+        uplink_bytes=sum(record.uplink_bytes for record in final),
+        downlink_bytes=sum(record.downlink_bytes for record in final),
+        fleet_hours=float(np.mean([record.fleet_hours for record in final])),
+        energy_wh=sum(record.energy_wh for record in final),
+        outside_budget=arm.learns and not arm.within_budget,
     )
 
 
@@ -400,12 +471,12 @@ def _per_user(records: _Rounds, value: Callable[[RoundRecord], float]) -> Floats
     return np.array(list(totals.values()))
 
 
-def _equality(arms: Sequence[Arm], tables: Mapping[str, Mapping[int, list[RoundRecord]]]) -> Equality:
-    def alike(wanted: Iterable[Arm], spent: Callable[[RoundRecord], float]) -> bool:
+def _equality(arms: Sequence[ComparedArm], tables: Mapping[str, Mapping[int, list[RoundRecord]]]) -> Equality:
+    def alike(wanted: Iterable[ComparedArm], spent: Callable[[RoundRecord], float]) -> bool:
         spendings = [[[spent(r) for r in rounds[number]] for number in sorted(rounds)] for rounds in map(of, wanted)]
         return all(spending == spendings[0] for spending in spendings)
 
-    def of(arm: Arm) -> Mapping[int, list[RoundRecord]]:
+    def of(arm: ComparedArm) -> Mapping[int, list[RoundRecord]]:
         return tables[arm.name]
 
     return Equality(

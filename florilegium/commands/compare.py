@@ -12,23 +12,27 @@ from rich.live import Live
 
 from florilegium.commands.output import AsJson, console, progress_bar
 from florilegium.errors import ConfigError, InputError
+from florilegium.settings import read_toml
 
 if TYPE_CHECKING:
     from simulation.compare import CompareConfig, Progress
+    from simulation.sharing.compare import SharingProgress
+    from simulation.sharing.config import SharingConfig
     from simulation.summary import Summary
     from simulation.users import UserData
 
-__all__ = ["compare", "demo", "report"]
+__all__ = ["Draw", "compare", "demo", "report", "run", "world_users"]
 
-# Sized for two slow cores: without AVX-512 they take about six minutes when nothing else runs.
-DEMO_SEEDS = (0, 1, 2)
-DEMO_USERS = 3
+# Sized for two slow cores: each part takes a few minutes.
 DEMO_TURNS = 160
 DEMO_HELDOUT = 20
+DEMO_SEEDS = (0, 1, 2)
+DEMO_USERS = 2
 DEMO_ARMS = ("none", "retrieval", "local-random", "local-paper", "local-improved-nosynth", "local-improved")
+DEMO_DEVICES = 16
 
 
-class _Draw(NamedTuple):
+class Draw(NamedTuple):
     """The users of each seed, and how they were made."""
 
     users: Mapping[int, Sequence[UserData]]
@@ -38,18 +42,25 @@ class _Draw(NamedTuple):
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Run directory; by default runs/demo-… by its content. An unfinished run goes on."),
+        typer.Option(
+            help="Directory of both runs; by default runs/demo-… by their content. An unfinished run goes on."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare ways to personalize the built-in model on the built-in world; minutes on two cores.
+    """Compare ways of one device to learn, then ways of a fleet to share, on the built-in model and world.
+
+    It takes minutes on two cores. With --json it prints two lines, one summary on each.
 
     Example: florilegium demo
     """
     from simulation.compare import CompareConfig
+    from simulation.sharing.config import SharingConfig
 
-    draw = _world(DEMO_SEEDS, DEMO_USERS, DEMO_TURNS, DEMO_HELDOUT)
-    _run(draw, CompareConfig(arms=DEMO_ARMS), out, prefix="demo-", as_json=as_json)
+    users = world_users(DEMO_SEEDS, DEMO_USERS, DEMO_TURNS, DEMO_HELDOUT)
+    run(users, CompareConfig(arms=DEMO_ARMS), out and out / "device", prefix="demo-device-", as_json=as_json)
+    fleet = world_users(DEMO_SEEDS[:1], DEMO_DEVICES, DEMO_TURNS, DEMO_HELDOUT)
+    run(fleet, SharingConfig(), out and out / "fleet", prefix="demo-fleet-", as_json=as_json)
 
 
 def compare(
@@ -58,9 +69,20 @@ def compare(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings; options override it.")] = None,
     model: Annotated[str | None, typer.Option(help='"seedling", a Hub name or a local path.')] = None,
-    arms: Annotated[str | None, typer.Option(help="Names of arms, separated by commas; 'all' for every one.")] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of arms, separated by commas: ways of one device to learn ('all' for every one), or ways of a "
+            "fleet to share ('strategies' for every one, dual+fedit and the like)."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 3,
-    users: Annotated[int, typer.Option(help="Users for each seed; from a file, at most.", min=1)] = 6,
+    users: Annotated[
+        int | None, typer.Option(help="Users for each seed; from a file, at most. By default 6, of a fleet 16.", min=1)
+    ] = None,
+    unseen: Annotated[
+        int | None, typer.Option(help="Of a fleet: further users for each seed whose devices take no part.", min=0)
+    ] = None,
     turns: Annotated[int, typer.Option(help="Dialogues of each user of the built-in world.", min=1)] = 240,
     heldout: Annotated[int, typer.Option(help="Held-out questions of each user of the built-in world.", min=1)] = 40,
     min_turns: Annotated[int, typer.Option(help="From a file: leave out users with fewer turns.", min=1)] = 40,
@@ -82,30 +104,24 @@ def compare(
 
     Example: florilegium compare dialogues.jsonl --arms none,local-improved,local-random --seeds 3
     """
-    from simulation.arms import ARMS
-    from simulation.compare import CompareConfig
-
-    base = CompareConfig.load(config) if config else CompareConfig()
-    chosen: dict[str, object] = {"model": model, "workers": workers}
-    if arms is not None:
-        chosen["arms"] = tuple(ARMS) if arms == "all" else tuple(name.strip() for name in arms.split(","))
-    given = {name: value for name, value in chosen.items() if value is not None}
-    settings = CompareConfig.parse({**base.model_dump(), **given}, source="options")
+    settings = _settings(config, arms, {"model": model, "workers": workers, "unseen": unseen})
     numbers = range(settings.seed, settings.seed + seeds)
+    strangers = getattr(settings, "unseen", None)
+    most = (users or (6 if strangers is None else 16)) + (strangers or 0)
     draw = (
-        _world(numbers, users, turns, heldout)
+        world_users(numbers, most, turns, heldout)
         if data is None
         else _file(
             data,
             numbers,
-            users=users,
+            users=most,
             min_turns=min_turns,
             min_heldout=min_heldout,
             skip_malformed=skip_malformed,
             seed=settings.seed,
         )
     )
-    _run(draw, settings, out, as_json=as_json)
+    run(draw, settings, out, as_json=as_json)
 
 
 def report(
@@ -134,11 +150,30 @@ def report(
     _show(summary, run, as_json=as_json)
 
 
-def _world(seeds: Sequence[int], users: int, turns: int, heldout: int) -> _Draw:
+def _settings(path: Path | None, arms: str | None, given: Mapping[str, object]) -> CompareConfig | SharingConfig:
+    """Return the settings of the comparison that the arms belong to; options override the file."""
+    from simulation.arms import ARMS
+    from simulation.compare import CompareConfig
+    from simulation.sharing.arms import EVERY_SHARING_ARM
+    from simulation.sharing.config import SharingConfig
+
+    values = read_toml(path) if path else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    if arms is not None:
+        every = {"all": tuple(ARMS), "strategies": EVERY_SHARING_ARM}
+        values["arms"] = every.get(arms, tuple(name.strip() for name in arms.split(",")))
+    named = values.get("arms", ())
+    shares = isinstance(named, list | tuple) and any(name not in ARMS for name in named)
+    source = "options" if path is None else f"{path} and options"
+    return (SharingConfig if shares else CompareConfig).parse(values, source=source)
+
+
+def world_users(seeds: Sequence[int], users: int, turns: int, heldout: int) -> Draw:
+    """Return users of the built-in world."""
     from simulation.world import WorldConfig, generate_users
 
     world = WorldConfig(turns=turns, heldout=heldout)
-    return _Draw(
+    return Draw(
         {seed: generate_users(seed, users, world) for seed in seeds},
         {"world": {"users": users, "turns": turns, "heldout": heldout}},
     )
@@ -146,7 +181,7 @@ def _world(seeds: Sequence[int], users: int, turns: int, heldout: int) -> _Draw:
 
 def _file(
     path: Path, seeds: Sequence[int], *, users: int, min_turns: int, min_heldout: int, skip_malformed: bool, seed: int
-) -> _Draw:
+) -> Draw:
     from simulation.compare import deal_users
     from simulation.readers import Assembly, read_users
 
@@ -167,12 +202,17 @@ def _file(
         err=True,
     )
     choice = {"users": users, "min_turns": min_turns, "min_heldout": min_heldout, "skip_malformed": skip_malformed}
-    return _Draw(dealt, {"file": {"name": path.name, **choice}})
+    return Draw(dealt, {"file": {"name": path.name, **choice}})
 
 
-def _run(draw: _Draw, config: CompareConfig, out: Path | None, *, prefix: str = "", as_json: bool) -> None:
-    from simulation.compare import run_compare, run_name
+def run(
+    draw: Draw, config: CompareConfig | SharingConfig, out: Path | None, *, prefix: str = "", as_json: bool
+) -> None:
+    """Run a comparison, show how far it is, and print its table."""
+    from simulation.compare import CompareConfig, run_compare
+    from simulation.identity import run_name
     from simulation.report import comparison_table
+    from simulation.sharing.compare import run_sharing
 
     directory = out or Path("runs") / f"{prefix}{run_name(draw.users, config)}"
     if directory.exists() and not directory.is_dir():
@@ -181,8 +221,8 @@ def _run(draw: _Draw, config: CompareConfig, out: Path | None, *, prefix: str = 
     bar = progress_bar()
     task = bar.add_task("comparing", total=None)
 
-    def follow(progress: Progress) -> None:
-        bar.update(task, completed=progress.done, total=progress.total)
+    def follow(progress: Progress | SharingProgress) -> None:
+        bar.update(task, completed=progress.done, total=progress.total, description=progress.doing)
         parts: list[RenderableType] = [bar] if progress.summary is None else [comparison_table(progress.summary), bar]
         if bar.console.is_terminal:
             live.update(Group(*parts))
@@ -190,7 +230,12 @@ def _run(draw: _Draw, config: CompareConfig, out: Path | None, *, prefix: str = 
             bar.console.print(f"{progress.done} of {progress.total} done")
 
     with Live(bar, console=bar.console, transient=True) as live:
-        summary = run_compare(draw.users, config, directory, source=draw.source, progress=None if as_json else follow)
+        shown = None if as_json else follow
+        summary = (
+            run_compare(draw.users, config, directory, source=draw.source, progress=shown)
+            if isinstance(config, CompareConfig)
+            else run_sharing(draw.users, config, directory, source=draw.source, progress=shown)
+        )
     _show(summary, directory, as_json=as_json)
 
 

@@ -202,10 +202,10 @@ def test_the_demo_has_a_directory_of_its_own(
     monkeypatch.setenv("FLORILEGIUM_SEEDLING", str(tiny_model_folder))
     monkeypatch.setattr("simulation.compare.run_compare", refuse)
     _, _, err = invoke(capsys, monkeypatch, "demo", "--json")
-    assert re.search(r"asked to write runs/demo-[0-9a-f]{12}\n", err)
+    assert re.search(r"asked to write runs/demo-device-[0-9a-f]{12}\n", err)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"schema_version": 2}', "\xff"])
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"schema_version": 1}', "\xff"])
 def test_a_summary_that_is_none_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:

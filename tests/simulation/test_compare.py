@@ -143,6 +143,28 @@ def test_scores_follow_the_gate(finished: Finished) -> None:
     assert True in promoted, "with no promotion this test shows nothing"
 
 
+def test_a_candidate_s_strength_is_recorded(finished: Finished) -> None:
+    strengths = {record.promoted is None: set[float | None]() for record in read_records(finished[0])}
+    for record in read_records(finished[0]):
+        strengths[record.promoted is None].add(record.strength)
+    assert strengths[True] == {None}
+    assert strengths[False] <= {1.0, 0.5, 0.25}
+
+
+def test_a_lower_strength_is_less_of_the_same_training(tiny_model_folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for strength in (1.0, 0.5):
+        config = make_config(tiny_model_folder, arms=("local-random",), rounds=1, strengths=(strength,))
+        run_compare({0: USERS[0]}, config, tmp_path / str(strength))
+        found[strength] = read_records(tmp_path / str(strength))[-1]
+    whole, half = found[1.0], found[0.5]
+    assert (whole.strength, half.strength) == (1.0, 0.5)
+    assert (whole.steps, whole.rows) == (half.steps, half.rows)
+    before = read_records(tmp_path / "0.5")[0].scores
+    for name in ("nll", "forgetting"):
+        assert abs(half.candidate[name] - before[name]) < abs(whole.candidate[name] - before[name])
+
+
 def test_the_summary_on_the_disk_is_the_returned_one(finished: Finished) -> None:
     run, summary, _ = finished
     assert Summary.model_validate_json((run / "summary.json").read_text(encoding="utf-8")) == summary
@@ -376,6 +398,7 @@ def test_users_that_cannot_be_compared_are_refused(
         ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"learning_rate": 0}, "learning_rate = 0 is refused"),
         ({"annotation": "al"}, "annotation = 'al' is refused"),
+        ({"strengths": (1.0, 0.0)}, r"strengths must be numbers above 0 and at most 1, got \[1.0, 0.0\]"),
     ],
 )
 def test_settings_are_checked_where_they_are_declared(changes: Mapping[str, object], message: str) -> None:

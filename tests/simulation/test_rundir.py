@@ -24,7 +24,7 @@ def pieces(make_records: MakeRecords) -> list[list[RoundRecord]]:
 
 
 def _open(path: Path, **changes: object) -> RunDirectory:
-    return RunDirectory(path, CONFIG.model_copy(update=changes), rounds=2)
+    return RunDirectory(path, CONFIG.model_copy(update=changes), rounds=range(3))
 
 
 def _config(path: Path) -> RunConfig:
@@ -108,14 +108,14 @@ from simulation.rundir import RunConfig, RunDirectory
 path = pathlib.Path({str(tmp_path)!r})
 piece = [RoundRecord.model_validate(each) for each in json.loads((path / "piece.json").read_text())]
 config = RunConfig.model_validate_json({CONFIG.model_dump_json()!r})
-run = RunDirectory(path, config, rounds=2)
+run = RunDirectory(path, config, rounds=range(3))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size} + 100, {size} + 100))
 try:
     with run:
         run.append(piece)
 except StorageError as error:
     print(error)
-RunDirectory(path, config, rounds=2).close()
+RunDirectory(path, config, rounds=range(3)).close()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,1 @@
+"""Compare ways of sharing on simulated fleets."""
