@@ -1,6 +1,6 @@
 """Run the benchmarks one after another and write what they found to `docs/benchmarks.md`.
 
-python -m benchmarks                      # all; about half an hour on two cores that do nothing else
+python -m benchmarks                      # all; about three quarters of an hour on two cores that do nothing else
 python -m benchmarks selection synthesis  # some; the others' sections stay as they are
 """
 
@@ -24,6 +24,9 @@ RUNS: Final = {
     "trunk-cache": "benchmarks.finetuning trunk",
     "half-billion": "benchmarks.finetuning large",
     "synthesis": "benchmarks.synthesis",
+    "fleet": "benchmarks.fleet against",
+    "fleet-scale": "benchmarks.fleet scale",
+    "fleet-uplink": "benchmarks.fleet uplink",
 }
 HEAD: Final = """# Benchmarks
 

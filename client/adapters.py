@@ -140,9 +140,20 @@ class AdaptedModel:
         """The wrapped transformers module."""
         return self.base.module
 
+    @property
+    def worn(self) -> tuple[str, ...]:
+        """The slots that an `active` block switched on and that add something."""
+        return tuple(slot for slot in self._selected or () if not self.is_blank(slot))
+
     def config(self, slot: str) -> AdapterConfig:
         """Return the shape of `slot`."""
         return self._slot(slot).config
+
+    def set_dropout(self, dropout: float) -> None:
+        """Train all slots with another dropout from now on; nothing else changes."""
+        self._slots = {
+            name: replace(slot, config=replace(slot.config, dropout=dropout)) for name, slot in self._slots.items()
+        }
 
     def fingerprint(self, slot: str) -> str:
         """Name the base and the shape of `slot`: a state made where this is the same means the same here."""

@@ -3,13 +3,17 @@
 A message names the plan, the exchange and the tensors that travel down; the reply is one record of tensors and one of
 numbers. Whatever goes wrong on the device becomes a fixed code: the text of an exception would reach the server.
 
-Which device this is, the node says and never the server: `fleet`, a recorded fleet's folder, in the node's
-configuration or in the environment variable FLORILEGIUM_FLEET, with Flower's own `partition-id`.
+Which device this is, the node says and never the server, in its configuration or in the environment: `device`, the
+directory of a user's device (FLORILEGIUM_DEVICE), or `fleet`, a recorded fleet's folder (FLORILEGIUM_FLEET), with
+Flower's own `partition-id`.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
@@ -18,9 +22,12 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic import Field
 
+from client.adapters import AdapterConfig
 from client.bounds import clamp
+from client.finetuning import FineTuneConfig
+from client.member import DeviceMember, Member
 from client.participant import Assignment
-from client.recorded import RecordedFleet, open_fleet
+from client.recorded import open_fleet
 from florilegium.errors import ConfigError, InputError
 from florilegium.settings import Settings
 from florilegium.tensors import Tensors
@@ -30,6 +37,7 @@ from strategies.settings import PlanSettings
 
 app = ClientApp()
 
+DEVICE_VARIABLE: Final = "FLORILEGIUM_DEVICE"
 FLEET_VARIABLE: Final = "FLORILEGIUM_FLEET"
 _STEPS: Final = 8  # local steps of a round, where the server does not say
 
@@ -48,29 +56,38 @@ def train(message: Message, context: Context) -> Message:
 def query(message: Message, context: Context) -> Message:
     """Say what a server must know before it asks: the rank of this device's adapters."""
     try:
-        fleet, device = _device(context)
-        reply = _reply({}, {"rank": float(fleet.rank(device))})
+        with _member(context) as member:
+            reply = _reply({}, {"rank": float(member.shape.rank)})
     except Exception as error:
         reply = _reply({}, {"error": float(code_of(error))})
     return Message(content=reply, reply_to=message)
 
 
 def _answer(content: RecordDict, context: Context) -> RecordDict:
-    fleet, device = _device(context)
-    told = _read(content)
-    asked = clamp(_numbers(content), fleet.settings.bounds)
-    count = asked.get("synthesis_count")
-    examples = fleet.examples(device, told.round, synthesis_count=None if count is None else int(count))
-    if not examples:
-        return _reply({}, {"error": float(ErrorCode.NO_DATA)})
+    with _member(context) as member:
+        told = _read(content)
+        told.check_scale(member.shape)
+        asked = clamp(_numbers(content), member.bounds)
+        count = asked.get("synthesis_count")
+        examples = member.examples(told.round, synthesis_count=None if count is None else int(count))
+        if not examples:
+            return _reply({}, {"error": float(ErrorCode.NO_DATA)})
+        task = _assignment(content, told, asked, member.finetuning)
+        holdout = member.holdout(told.round) if told.improvement_unit > 0 else []
+        participant = member.participant(dropout=asked.get("dropout"), privacy=task.plan.privacy)
+        answer = participant.answer(task, examples, holdout)
+        member.choose(participant, task)
+    return _reply(*answer)
+
+
+def _assignment(content: RecordDict, told: _Told, asked: Mapping[str, float], own: FineTuneConfig) -> Assignment:
     plan = PlanSettings.from_json(told.plan).plan(seed=told.seed, cohort=told.cohort)
-    own = fleet.settings.finetuning
     config = replace(
         own,
         learning_rate=asked.get("learning_rate", own.learning_rate),
         batch_size=int(asked.get("batch_size", own.batch_size)),
     )
-    task = Assignment(
+    return Assignment(
         plan=replace(plan, proximal=asked.get("proximal", plan.proximal)),
         turn=told.turn(),
         down=_tensors(content, "down"),
@@ -80,17 +97,28 @@ def _answer(content: RecordDict, context: Context) -> RecordDict:
         run=told.run,
         improvement_unit=told.improvement_unit,
     )
-    holdout = fleet.holdout(device, told.round) if told.improvement_unit > 0 else []
-    participant = fleet.participant(device, dropout=asked.get("dropout"), privacy=plan.privacy)
-    return _reply(*participant.answer(task, examples, holdout))
 
 
-def _device(context: Context) -> tuple[RecordedFleet, int]:
-    folder = context.node_config.get("fleet") or os.environ.get(FLEET_VARIABLE)
-    number = context.node_config.get("partition-id")
-    if not folder or number is None:
-        raise ConfigError("this node names no device", f"give it fleet, or {FLEET_VARIABLE}, and partition-id")
-    return open_fleet(Path(str(folder))), int(str(number))
+@contextmanager
+def _member(context: Context) -> Iterator[Member]:
+    """Have this node's device in the block; what the node's configuration says comes before the environment."""
+    own = context.node_config
+    named = own if own.get("device") or own.get("fleet") else _environment()
+    number = own.get("partition-id")
+    if named.get("device"):
+        with DeviceMember(Path(str(named["device"]))) as member:
+            yield member
+    elif named.get("fleet") and number is not None:
+        yield open_fleet(Path(str(named["fleet"]))).member(int(str(number)))
+    else:
+        raise ConfigError(
+            "this node names no device", f"give it device, or {DEVICE_VARIABLE}, or fleet and partition-id"
+        )
+
+
+def _environment() -> dict[str, str]:
+    variables = {"device": DEVICE_VARIABLE, "fleet": FLEET_VARIABLE}
+    return {name: os.environ.get(variable, "") for name, variable in variables.items()}
 
 
 class _Told(Settings):
@@ -109,6 +137,16 @@ class _Told(Settings):
     def turn(self) -> Turn:
         """Return where the fleet is."""
         return Turn(round=self.round, exchange=self.exchange, rank=self.rank, scale=self.scale, seed=self.seed)
+
+    def check_scale(self, shape: AdapterConfig) -> None:
+        """Refuse a fleet whose adapters mean something else than this device's.
+
+        Raises:
+            ConfigError: α / rank differs.
+        """
+        own = shape.alpha / shape.rank
+        if not math.isclose(self.scale, own):
+            raise ConfigError(f"the fleet's alpha / rank is {self.scale}, this device's {own}", "give them the same")
 
 
 def _read(content: RecordDict) -> _Told:

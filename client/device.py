@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Final, Self
 
 import tomli_w
 
-from client.adapters import PERSONAL, AdaptedModel, AdapterStore
+from client.adapters import AdaptedModel, AdapterStore
 from client.annotation import Annotator, QueueAnnotator, read_edit
 from client.buffer import PrivateBuffer
 from client.dialogue import Annotation, Dialogue, derive_id, derive_seed
@@ -39,6 +39,7 @@ __all__ = ["Device", "DeviceSettings", "Observation", "RoundReport"]
 
 REDRAW_TEMPERATURE: Final = 0.8
 LONGEST_REDRAW: Final = 256  # as many times anyone asks for another response in a row
+_COORDINATION: Final = "coordination"  # folder of what the device needs for coordinated rounds, once it takes part
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Device:
                 base=model,
                 on_load=self._follow_model,
                 on_misfit=lambda: self.buffer.set_meta(_ROUND_DUE, "1"),
+                coordinated=self.coordination.is_dir(),
                 closed=read_only,
             )
             self._annotator = annotator or QueueAnnotator(self.buffer)
@@ -127,6 +129,18 @@ class Device:
             make_directory(directory)
             replace_file(path, tomli_w.dumps(values).encode())
 
+    @staticmethod
+    def read_settings(directory: Path) -> DeviceSettings:
+        """Return a device's settings, whoever has it open.
+
+        Raises:
+            StorageError: there is no device.
+            ConfigError: they are wrong.
+        """
+        if not (directory / "device.toml").is_file():
+            raise StorageError(f"{directory} is no device", f"make one: florilegium device init {directory}")
+        return DeviceSettings.load(directory / "device.toml")
+
     @classmethod
     def open(
         cls,
@@ -135,6 +149,7 @@ class Device:
         model: BaseModel | None = None,
         annotator: Annotator | None = None,
         read_only: bool = False,
+        coordinated: bool = False,
     ) -> Self:
         """Open a device; only one process at a time can, but for those that only look.
 
@@ -143,13 +158,16 @@ class Device:
             model: the base model, if it is loaded already; the settings' own otherwise.
             annotator: who answers; a durable queue for people by default.
             read_only: look at the buffer and the status while another process may have the device open.
+            coordinated: let it take part in coordinated rounds; from then on it has room for a shared adapter.
 
         Raises:
-            StorageError: there is no device, it is in use, or it cannot be read.
+            BusyError: it is in use.
+            StorageError: there is no device, or it cannot be read.
         """
-        if not (directory / "device.toml").is_file():
-            raise StorageError(f"{directory} is no device", f"make one: florilegium device init {directory}")
-        settings = DeviceSettings.load(directory / "device.toml")
+        settings = cls.read_settings(directory)
+        if coordinated:
+            with storage_errors(directory):
+                make_directory(directory / _COORDINATION)
         never_ran = not (directory / "buffer.sqlite").is_file()  # so there is nothing to look at yet, and no one writes
         return cls(directory, settings, model=model, annotator=annotator, read_only=read_only and not never_ran)
 
@@ -268,6 +286,8 @@ class Device:
     def forget(self, dialogue_id: str) -> bool:
         """Delete a dialogue and all that came of it, the responses drawn instead and every adapter included.
 
+        What a server was sent before is in its hands.
+
         A learning round is due then, and trains without it. If rounds start afresh and the dialogue displaced no other,
         the adapter is to the bit what it would be had the dialogue never been kept.
 
@@ -289,6 +309,28 @@ class Device:
         with self._changing, self._model.changing():
             return self.adapters.roll_back()
 
+    @property
+    def coordination(self) -> Path:
+        """The folder of what the device needs for coordinated rounds; it is there once the device took part."""
+        return self.directory / _COORDINATION
+
+    @property
+    def memory(self) -> Path:
+        """The file of what a participant keeps between coordinated rounds, a personal adapter among it."""
+        return self.coordination / "memory"
+
+    @property
+    def worn(self) -> tuple[str, ...]:
+        """The adapters that the device answers with: "shared", "personal", both, or none."""
+        current = self.adapters.current
+        return () if current is None else self.adapters.version(current).slots
+
+    @contextmanager
+    def lent(self) -> Iterator[PersonalModel]:
+        """Lend the model in the block; whatever its slots held, the device wears the adapters in use afterwards."""
+        with self._changing, self._model.changing():
+            yield self._model
+
     def status(self) -> dict[str, object]:
         """Return what the device has seen, holds, asks and learned: numbers, for people and programs."""
         return {
@@ -297,6 +339,7 @@ class Device:
             "asked": len(self.buffer.pending()),
             "rounds": int(self.buffer.meta(_ROUND) or 0),
             "round_due": self.due,
+            "adapters_in_use": list(self.worn),
             "adapter_version": self.adapters.current,
             "adapter_versions": self.adapters.numbers,
         }
@@ -314,32 +357,34 @@ class Device:
         with storage_errors(self.directory):
             remove_drafts(self.directory)
             remove_drafts(self._checkpoint.parent)
+            remove_drafts(self.coordination)
         self._end_forgetting()
 
     def _end_forgetting(self) -> None:
-        """Delete every adapter that may have learned what was forgotten."""
+        """Delete every adapter that may have learned what was forgotten; the ledger of releases stays."""
         if self.buffer.meta(_FORGETTING) is None:
             return
         with self._model.changing():
             self.adapters.clear()
             with storage_errors(self.directory):
+                self.memory.unlink(missing_ok=True)
                 if self._checkpoint.parent.exists():
                     shutil.rmtree(self._checkpoint.parent)
         self.buffer.set_meta(_FORGETTING, None)
 
     def _answer(self, question: str, *, redraw: int | None = None) -> Generation:
-        """Answer with the present adapter, greedily unless `redraw` seeds a draw.
+        """Answer with the adapters in use, greedily unless `redraw` seeds a draw.
 
         The embedding comes from the pass that made the response. Where an adapter took part in that pass there is none:
         embeddings of different adapters cannot be compared.
         """
-        with self._model.active(PERSONAL) as base:
+        with self._model.in_use() as base:
             (answer,) = base.generate(
                 [base.chat.prompt(question)],
                 max_new_tokens=self.settings.max_new_tokens,
                 temperature=0.0 if redraw is None else REDRAW_TEMPERATURE,
                 seeds=[redraw or 0],
-                embed=self._model.adapted.is_blank(PERSONAL),
+                embed=not self._model.adapted.worn,
             )
         return answer
 

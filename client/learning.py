@@ -14,7 +14,7 @@ from typing import Self
 
 from torch import Tensor
 
-from client.adapters import PERSONAL, AdaptedModel
+from client.adapters import PERSONAL, SHARED, AdaptedModel
 from client.dialogue import Example
 from client.evaluation import Shots, nll
 from client.finetuning import FineTuneConfig, FineTuneReport, Progress, finetune
@@ -35,6 +35,7 @@ class Adapter:
         state: its tensors, keyed as PEFT's files key them; None is the bare base.
         start: those that its training started from, likewise.
         training: what fine-tuning reports; None where it is not known.
+        shared: tensors of the shared adapter that it is worn beside; None for none.
     """
 
     rows: frozenset[Example] = frozenset()
@@ -42,11 +43,18 @@ class Adapter:
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     start: Mapping[str, Tensor] | None = field(default=None, repr=False)
     training: FineTuneReport | None = None
+    shared: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, model: AdaptedModel) -> Self:
-        """Return what the personal slot of a model holds."""
-        return cls(state=None if model.is_blank(PERSONAL) else model.state(PERSONAL))
+        """Return what the slots of a model hold."""
+        return cls(state=_held(model, PERSONAL), shared=_held(model, SHARED))
+
+    @property
+    def states(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors by slot; none of a slot that is not worn."""
+        slots = {SHARED: self.shared, PERSONAL: self.state}
+        return {slot: state for slot, state in slots.items() if state is not None}
 
     @property
     def diverged(self) -> bool:
@@ -79,13 +87,10 @@ class Trial:
 @contextmanager
 def wearing(model: AdaptedModel, adapter: Adapter) -> Iterator[BaseModel]:
     """Let a model answer with an adapter, and no other, inside the block."""
-    if adapter.state is None:
-        with model.active():
-            yield model.base
-    else:
-        model.load_state(PERSONAL, adapter.state)
-        with model.active(PERSONAL):
-            yield model.base
+    for slot, state in adapter.states.items():
+        model.load_state(slot, state)
+    with model.active(*adapter.states):
+        yield model.base
 
 
 def train(
@@ -96,10 +101,17 @@ def train(
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Adapter:
-    """Train the personal slot of a model from the state it is in; for arguments and errors see `finetune`."""
-    start = Adapter.of(model).state
+    """Train the personal slot of a model from the state it is in, beside the shared one if that is not blank.
+
+    For arguments and errors see `finetune`.
+    """
+    before = Adapter.of(model)
     training = finetune(model, rows, config=config, checkpoint=checkpoint, progress=progress)
-    return Adapter(rows=frozenset(rows), state=model.state(PERSONAL), start=start, training=training)
+    return replace(before, rows=frozenset(rows), state=model.state(PERSONAL), start=before.state, training=training)
+
+
+def _held(model: AdaptedModel, slot: str) -> Mapping[str, Tensor] | None:
+    return None if slot not in model.slots or model.is_blank(slot) else model.state(slot)
 
 
 def judge(

@@ -20,6 +20,7 @@ import torch
 
 from client.adapters import PERSONAL, SHARED, AdaptedModel
 from client.dialogue import Example, derive_seed
+from client.durable import make_directory, storage_errors
 from client.evaluation import nll
 from client.finetuning import Anchor, FineTuneConfig, Target, finetune, mean_gradient
 from client.finetuning.zeroth_order import zeroth_order
@@ -40,7 +41,7 @@ from strategies.metrics import ROWS, declared_metrics
 from strategies.plan import Plan
 from strategies.rule import Duty, Loaded, Turn
 
-__all__ = ["Assignment", "FileMemory", "Memory", "Participant"]
+__all__ = ["Assignment", "FileMemory", "Memory", "Participant", "own_ledger"]
 
 # Sections of what a device keeps.
 _KEPT: Final = "kept"  # the rule's own share
@@ -119,6 +120,25 @@ class FileMemory:
             StorageError: the disk refuses; the old content stays.
         """
         write_sections(self._path, sections)
+
+
+def own_ledger(path: Path, privacy: DeviceLevel | None, *, max_releases: int | None = None) -> Ledger | None:
+    """Return a device's ledger under a private plan; None under others.
+
+    Args:
+        path: of the file; its folder is made.
+        privacy: of the plan.
+        max_releases: k, the most that the device releases; None for the plan's number of rounds.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    if privacy is None:
+        return None
+    with storage_errors(path.parent):
+        make_directory(path.parent)
+    most = privacy.max_rounds if max_releases is None else min(max_releases, privacy.max_rounds)
+    return Ledger(path=path, max_rounds=most)
 
 
 class Participant:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,13 +29,13 @@ from client.dialogue import Example
 from client.durable import make_directory, replace_file, storage_errors
 from client.finetuning import FineTuneConfig
 from client.model import load_model
-from client.participant import FileMemory, Participant
+from client.participant import Assignment, FileMemory, Participant, own_ledger
+from client.rows import limit_children
 from florilegium.errors import InputError, StorageError
 from florilegium.settings import Settings
 from privacy.device_level import DeviceLevel
-from privacy.ledger import Ledger
 
-__all__ = ["FleetSettings", "Lesson", "RecordedFleet", "open_fleet", "release"]
+__all__ = ["FleetSettings", "Lesson", "RecordedDevice", "RecordedFleet", "open_fleet", "release"]
 
 _FLEET: Final = "fleet.toml"
 _LESSONS: Final = "lessons.jsonl"
@@ -162,7 +161,7 @@ class RecordedFleet:
             InputError: the file is not there or damaged; the message names the line.
         """
         rows = _read(_place(self._rows, device) / _LESSONS, round_number)
-        return rows if synthesis_count is None else _with_children(rows, synthesis_count)
+        return rows if synthesis_count is None else limit_children(rows, synthesis_count)
 
     def holdout(self, device: int, round_number: int) -> list[Example]:
         """Return the rows that a device judges by in a round.
@@ -184,27 +183,56 @@ class RecordedFleet:
         """
         shape = self.settings.shape(device)
         model = _adapted(self.settings, shape if dropout is None else replace(shape, dropout=dropout))
-        memory, ledger = FileMemory(_place(self.folder, device) / _MEMORY), self._ledger(device, privacy)
-        return Participant(model, memory, f"device-{device}", ledger=ledger)
-
-    def rank(self, device: int) -> int:
-        """Return the rank of a device's adapters."""
-        return self.settings.shape(device).rank
-
-    def _ledger(self, device: int, privacy: DeviceLevel | None) -> Ledger | None:
-        if privacy is None:
-            return None
-        own = self.settings.max_releases
-        allowed = privacy.max_rounds if own is None else min(own, privacy.max_rounds)
         place = _place(self.folder, device)
-        with storage_errors(place):
-            make_directory(place)
-        return Ledger(path=place / _LEDGER, max_rounds=allowed)
+        ledger = own_ledger(place / _LEDGER, privacy, max_releases=self.settings.max_releases)
+        return Participant(model, FileMemory(place / _MEMORY), f"device-{device}", ledger=ledger)
+
+    def member(self, device: int) -> RecordedDevice:
+        """Return a device as coordinated rounds see it."""
+        return RecordedDevice(self, device)
 
     @property
     def _rows(self) -> Path:
         """The folder of the fleet that has the rows."""
         return self.folder if self.settings.rows is None else self.folder / self.settings.rows
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDevice:
+    """A device of a recorded fleet as a `client.member.Member`: nobody talks with it, so it has nothing to choose."""
+
+    fleet: RecordedFleet
+    number: int
+
+    @property
+    def shape(self) -> AdapterConfig:
+        """The shape of its adapters."""
+        return self.fleet.settings.shape(self.number)
+
+    @property
+    def bounds(self) -> LocalBounds:
+        """What it makes of what a server asks."""
+        return self.fleet.settings.bounds
+
+    @property
+    def finetuning(self) -> FineTuneConfig:
+        """How it takes local steps."""
+        return self.fleet.settings.finetuning
+
+    def examples(self, round_number: int, *, synthesis_count: int | None = None) -> list[Example]:
+        """Return its rows in a round."""
+        return self.fleet.examples(self.number, round_number, synthesis_count=synthesis_count)
+
+    def holdout(self, round_number: int) -> list[Example]:
+        """Return what it judges by in a round."""
+        return self.fleet.holdout(self.number, round_number)
+
+    def participant(self, *, dropout: float | None = None, privacy: DeviceLevel | None = None) -> Participant:
+        """Return its part in a round."""
+        return self.fleet.participant(self.number, dropout=dropout, privacy=privacy)
+
+    def choose(self, participant: Participant, task: Assignment) -> None:
+        """Do nothing."""
 
 
 def _place(fleet: Path, device: int) -> Path:
@@ -233,17 +261,6 @@ def _read(path: Path, round_number: int) -> list[Example]:
         if lesson.is_there(round_number):
             found.append(lesson.example)
     return found
-
-
-def _with_children(rows: Iterable[Example], count: int) -> list[Example]:
-    """Keep `count` synthesized rows of each dialogue at most, the first ones."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        seen[row.source_id] += row.is_synthesized
-        if not row.is_synthesized or seen[row.source_id] <= count:
-            kept.append(row)
-    return kept
 
 
 def _adapted(settings: FleetSettings, shape: AdapterConfig) -> AdaptedModel:

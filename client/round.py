@@ -132,7 +132,7 @@ class Round:
         )
 
     def _uncertainty(self, dialogues: Sequence[Dialogue]) -> list[float]:
-        with self.model.active(PERSONAL) as base:
+        with self.model.in_use() as base:
             return uncertainty(base, dialogues)
 
     def _improve(self, report: RoundReport, rows: Sequence[Example], heldout: Sequence[Example]) -> RoundReport:
@@ -178,5 +178,5 @@ class Round:
         told = {"round": self.number, "outcome": outcome, "strength": strength, "rows": len(rows)}
         metrics = {**told, **asdict(trial.scores), "adapter": model.fingerprint(PERSONAL)}
         with wearing(model, trial.candidate):
-            self.adapters.save_candidate(model, metrics=metrics)
+            self.adapters.save_candidate(model, metrics=metrics, slots=trial.candidate.states)
         return replace(report, present=trial.present, candidate=trial.scores)

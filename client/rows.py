@@ -7,6 +7,7 @@ to the bit whatever else the buffer holds, and leaves with it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 from client.annotation import annotated_examples
@@ -16,7 +17,7 @@ from client.personal import PersonalModel
 from client.settings import DeviceSettings
 from client.synthesis import SYNTHESIZERS, Reason
 
-__all__ = ["training_rows"]
+__all__ = ["limit_children", "training_rows"]
 
 _SYNTHESIS: Final = "synthesis"  # the buffer's note on how the stored children were written
 
@@ -45,6 +46,17 @@ def training_rows(
         rows += [original, *buffer.children(original.source_id)]
         drops.update(buffer.child_drops(original.source_id))
     return rows, drops
+
+
+def limit_children(rows: Iterable[Example], count: int) -> list[Example]:
+    """Keep `count` synthesized rows of each dialogue at most, the first ones."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row.source_id] += row.is_synthesized
+        if not row.is_synthesized or seen[row.source_id] <= count:
+            kept.append(row)
+    return kept
 
 
 def _follow_settings(buffer: PrivateBuffer, model: PersonalModel, settings: DeviceSettings) -> None:

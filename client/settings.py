@@ -8,6 +8,7 @@ from pydantic import Field
 
 from client.adapters import AdapterConfig
 from client.annotation import ANNOTATION_POLICIES
+from client.bounds import LocalBounds
 from client.finetuning import FineTuneConfig
 from client.gate import Gate
 from client.selection.policies import POLICIES
@@ -15,7 +16,20 @@ from client.selection.scoring import EoeReading
 from client.synthesis import DEFAULT_TEMPERATURE, SYNTHESIZERS
 from florilegium.settings import Settings, one_of
 
-__all__ = ["DeviceSettings"]
+__all__ = ["CoordinationSettings", "DeviceSettings"]
+
+
+class CoordinationSettings(Settings):
+    """On what terms a device takes part in coordinated rounds, if it does.
+
+    Attributes:
+        bounds: what it makes of what a server asks.
+        max_releases: k, the most that it releases under private plans, by its own ledger, whatever a plan allows; None
+            for the plan's number of rounds.
+    """
+
+    bounds: LocalBounds = LocalBounds()
+    max_releases: int | None = Field(None, ge=0)
 
 
 class DeviceSettings(Settings):
@@ -39,10 +53,11 @@ class DeviceSettings(Settings):
         synthesis_temperature: of the draws.
         max_new_tokens: longest response, tokens.
         start: a round trains a fresh adapter, so that what the buffer no longer holds leaves no trace, or goes on from
-            the present one.
+            the present one, beside the shared one that is in use with it.
         adapter: the personal adapter's shape.
         finetuning: how it is trained.
         gate: when a candidate replaces the present adapter.
+        coordination: on what terms the device takes part in coordinated rounds.
         seed: everything random derives from it.
     """
 
@@ -66,4 +81,5 @@ class DeviceSettings(Settings):
     adapter: AdapterConfig = AdapterConfig()
     finetuning: FineTuneConfig = FineTuneConfig()
     gate: Gate = Gate()
+    coordination: CoordinationSettings = CoordinationSettings()
     seed: int = 0

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
 
-from florilegium.errors import StorageError
+from florilegium.errors import BusyError, StorageError
 
 __all__ = ["Database"]
 
@@ -60,7 +60,8 @@ class Database:
         read_only: look, while another process may be writing; without it the caller is the only writer.
 
     Raises:
-        StorageError: another process writes it, or it cannot be opened, is no such database, or is too new.
+        BusyError: another process writes it.
+        StorageError: it cannot be opened, is no such database, or is too new.
     """
 
     def __init__(self, path: Path, *, schema: str, version: int, read_only: bool = False) -> None:
@@ -98,7 +99,7 @@ class Database:
         except BlockingIOError:
             owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
-            raise StorageError(
+            raise BusyError(
                 f"{self.path} is in use by process {owner}", "stop that process, or give this one another folder"
             ) from None
         os.truncate(handle, 0)

@@ -5,6 +5,7 @@
     ├── InputError         a file or a record cannot be used               exit code 3
     ├── ModelError         a base model cannot be loaded or used           exit code 4
     ├── StorageError       a device directory cannot be read or written    exit code 5
+    │   └── BusyError      another process has it open
     ├── MemoryBudgetError  the work does not fit the memory it was given   exit code 6
     └── PrivacyError       a release breaks a privacy rule or a budget     exit code 7
 
@@ -14,6 +15,7 @@ Messages never quote a dialogue: they name files, line numbers, fields, lengths 
 from typing import ClassVar
 
 __all__ = [
+    "BusyError",
     "ConfigError",
     "FlorilegiumError",
     "InputError",
@@ -55,6 +57,10 @@ class StorageError(FlorilegiumError):
     """Report a device directory that cannot be read or written."""
 
     exit_code = 5
+
+
+class BusyError(StorageError):
+    """Report a device directory that another process has open; it can be used when that one is done."""
 
 
 class MemoryBudgetError(FlorilegiumError):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from florilegium.errors import (
+    BusyError,
     ConfigError,
     InputError,
     MemoryBudgetError,
@@ -92,12 +93,14 @@ class ErrorCode(IntEnum):
     REFUSED_BY_POLICY = 7
     BUDGET_SPENT = 8
     INTERNAL = 9
+    BUSY = 10
 
 
 # The first class that fits decides, so special ones stand before general ones.
 _CODES: Final[tuple[tuple[type[BaseException], ErrorCode], ...]] = (
     (PrivacyBudgetError, ErrorCode.BUDGET_SPENT),
     (PrivacyError, ErrorCode.REFUSED_BY_POLICY),
+    (BusyError, ErrorCode.BUSY),
     (StorageError, ErrorCode.STORAGE),
     (MemoryBudgetError, ErrorCode.OUT_OF_MEMORY),
     (ConfigError, ErrorCode.BAD_REQUEST),

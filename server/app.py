@@ -7,6 +7,7 @@ run is kept and goes on from, with the versions of its adapter in `registry`. Me
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from server.rounds import Coordinator
 from server.transport import Answer, Request, Transport
 
 app = ServerApp()
+
+_log = logging.getLogger(__name__)
 
 _WAIT_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.2
@@ -92,12 +95,12 @@ class GridTransport:
         self.run = 0
 
     def devices(self) -> Mapping[int, int]:
-        """Return the nodes that are connected; where ranks may differ, those that have told theirs."""
+        """Return the nodes that are connected; where ranks may differ, those that told one up to the server's."""
         nodes = list(self._grid.get_node_ids())
         if not self._asks_ranks:
             return dict.fromkeys(nodes, self._config.adapter.rank)
         self._learn_ranks([node for node in nodes if node not in self._ranks])
-        return {node: self._ranks[node] for node in nodes if node in self._ranks}
+        return {node: rank for node in nodes if 1 <= (rank := self._ranks.get(node, 0)) <= self._config.adapter.rank}
 
     def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
         """Send requests one by one, and yield answers as they come.
@@ -155,6 +158,13 @@ class GridTransport:
             rank = _answer(reply).metrics.get("rank", 0.0)
             if rank >= 1 and rank.is_integer():
                 self._ranks[reply.metadata.src_node_id] = int(rank)
+                if rank > self._config.adapter.rank:
+                    _log.warning(
+                        "node %d is not asked: its rank is %d, the server's %d",
+                        reply.metadata.src_node_id,
+                        rank,
+                        self._config.adapter.rank,
+                    )
 
     def _message(self, request: Request) -> Message:
         turn = request.turn

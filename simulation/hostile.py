@@ -53,7 +53,7 @@ class HostileConfig(Settings):
     """
 
     share: float = Field(0.1, gt=0.0, le=1.0)
-    attack: Annotated[str, one_of([*ATTACKS, _MIXED])] = _MIXED
+    attack: Annotated[str, one_of([*ATTACKS, _MIXED])] = "sign_flip"
     factor: float = Field(100.0, gt=0.0, allow_inf_nan=False)
     seed: int = 0
 

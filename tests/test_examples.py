@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from florilegium.settings import Settings
 from server.config import CoordinationConfig
 from simulation.compare import CompareConfig
 from simulation.sharing.config import SharingConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-READERS = {
+READERS: dict[str, type[Settings]] = {
     "compare-policies.toml": CompareConfig,
     "compare-strategies.toml": SharingConfig,
     "every-strategy.toml": SharingConfig,
+    "hostile-devices.toml": SharingConfig,
     "server.toml": CoordinationConfig,
     "simulate.toml": SharingConfig,
 }
@@ -30,4 +32,5 @@ def test_an_example_is_taken(name: str) -> None:
     if isinstance(settings, CoordinationConfig):
         assert settings.make_plan().name == "dual+fedit"
     else:
+        assert isinstance(settings, CompareConfig | SharingConfig)
         assert "none" in settings.arms

@@ -86,6 +86,7 @@ def chat(directory: Directory) -> None:
     """
     with _open(directory) as device:
         device.load()
+        console.print(f"it answers with {_worn(device)}", style="dim")
         _print_due(device)
         last: Dialogue | None = None
         while line := _ask("you "):
@@ -129,6 +130,14 @@ def _ask(prompt: str) -> str:
 
 def _print_reply(dialogue: Dialogue) -> None:
     console.print(Text("device", style="bold"), dialogue.response)
+
+
+def _worn(device: Device) -> str:
+    """Say which adapters are in use."""
+    slots = device.worn
+    if not slots:
+        return "the bare base model"
+    return f"its {' and '.join(reversed(slots))} adapter{'s' * (len(slots) > 1)}, version {device.adapters.current}"
 
 
 def _print_due(device: Device) -> None:

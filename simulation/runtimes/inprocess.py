@@ -35,6 +35,7 @@ class InProcessGrid(Grid):
         client: the ClientApp.
         devices: how many; each has a node of its own, `node_of` its number.
         node_config: what every node is told beside its number.
+        node_configs: what the node of each device is told beside that, by the device's number.
         online: returns the numbers of the devices that can be asked now; all of them by default.
     """
 
@@ -44,10 +45,11 @@ class InProcessGrid(Grid):
         devices: int,
         *,
         node_config: Mapping[str, str] | None = None,
+        node_configs: Sequence[Mapping[str, str]] | None = None,
         online: Callable[[], Sequence[int]] | None = None,
     ) -> None:
         self._client, self._devices = client, devices
-        self._node_config = dict(node_config or {})
+        self._node_config, self._node_configs = dict(node_config or {}), node_configs
         self._online = online
         self._replies: dict[str, Message] = {}
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _SERVER_NODE
@@ -81,9 +83,9 @@ class InProcessGrid(Grid):
         """Play messages at once, and keep their replies."""
         names = []
         for message in messages:
-            name = uuid.uuid4().hex
-            self._replies[name] = self._play(message)
-            names.append(name)
+            reply = self._play(message)
+            names.append(message.metadata.message_id)
+            self._replies[names[-1]] = reply
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -100,10 +102,11 @@ class InProcessGrid(Grid):
         message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
         if not 0 <= number < self._devices:
             return Message(Error(_UNKNOWN_NODE), reply_to=message)
+        own = {} if self._node_configs is None else self._node_configs[number]
         context = Context(
             run_id=_RUN,
             node_id=message.metadata.dst_node_id,
-            node_config={**self._node_config, "partition-id": number, "num-partitions": self._devices},
+            node_config={**self._node_config, **own, "partition-id": number, "num-partitions": self._devices},
             state=RecordDict(),
             run_config={},
         )

@@ -7,15 +7,16 @@
     network/uplink_bytes                     sent by one of them so far, in the mean
     unseen/rouge1/mean, …                    scores and choices of devices that take no part
 
-What is written is a function of the arm's records, numbers only. An arm that was stopped writes all its rounds anew,
-after a mark that tells a TensorBoard which is open to forget the old ones.
+What is written is a function of the arm's records, numbers only. An arm that was stopped begins a file with all its
+rounds, after a mark that has TensorBoard forget those of before. The file of before stays until the arm is finished: a
+TensorBoard that has it open would not find the new one otherwise.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Self, get_args
 
 import numpy as np
@@ -30,10 +31,10 @@ __all__ = ["RoundWriter", "scalars"]
 
 
 class RoundWriter:
-    """One arm's event file on one seed's fleet; a context manager.
+    """One arm's event file on one seed's fleet; a context manager, which leaves that one file when all went well.
 
     Args:
-        folder: of the arm and the seed; emptied.
+        folder: of the arm and the seed.
 
     Raises:
         StorageError: the disk is full or refuses.
@@ -42,17 +43,20 @@ class RoundWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with storage_errors(folder):
-            if folder.exists():
-                shutil.rmtree(folder)
             make_directory(folder)
+            self._outdated = list(folder.iterdir())
             self._writer = SummaryWriter(str(folder), purge_step=0)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with storage_errors(self._folder):
             self._writer.close()
+            for path in self._outdated if kind is None else ():
+                path.unlink()
 
     def add(self, records: Sequence[RoundRecord]) -> None:
         """Add a measured round; a reader sees it when this returns.

@@ -3,8 +3,8 @@
     y = W x + s (B_s A_s + B_p A_p) x
 
 The shared adapter is trained without the personal one, so that nothing of it can reach the server; then the personal
-one is trained beside the frozen shared one, and learns what that lacks. Beside the shared one as it was received: beside
-what the device itself has just trained, it would learn nothing of what averaging is about to take away. Ours: the two add up with weight 1 each, where
+one is trained beside the frozen shared one, and learns what that lacks: beside the shared one as it was received, since
+what the device itself has just trained is gone once it is averaged. Ours: the two add up with weight 1 each, where
 FedDPA weighs them by the input and FedALT by a learned gate.
 """
 

@@ -42,7 +42,8 @@ def test_simulate_says_what_a_fleet_took(settings: Path, tmp_path: Path) -> None
 def test_compare_takes_ways_of_sharing(settings: Path, tmp_path: Path) -> None:
     result = RUNNER.invoke(
         app,
-        ["compare", "--config", str(settings), "--arms", "none,local,ffa", "--users", "2", "--seeds", "1", "--unseen", "1",
+        ["compare", "--config", str(settings), "--arms", "none,local,ffa", "--users", "2", "--seeds", "1",
+         "--unseen", "1",
          *SMALL, "--out", str(tmp_path / "run")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -18,7 +19,7 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "adding-a-strategy.md"
 
 
 @pytest.fixture(scope="module")
-def rule_class(tmp_path_factory: pytest.TempPathFactory) -> type[Rule]:
+def rule_class(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rule]:
     (code,) = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
     path = tmp_path_factory.mktemp("tutorial") / "lg_fedavg.py"
     path.write_text(code, encoding="utf-8")
@@ -28,11 +29,11 @@ def rule_class(tmp_path_factory: pytest.TempPathFactory) -> type[Rule]:
     module = module_from_spec(spec)
     sys.modules["lg_fedavg"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    found: type[Rule] = module.LGFedAvg
+    found: Callable[..., Rule] = module.LGFedAvg
     return found
 
 
-def test_shared_layers_are_averaged_and_others_stay(rule_class: type[Rule]) -> None:
+def test_shared_layers_are_averaged_and_others_stay(rule_class: Callable[..., Rule]) -> None:
     layer = next(iter(begin(rule_class()))).partition(".lora_")[0]
     rule = rule_class(shared=layer)
     assert isinstance(rule, Linear)
@@ -46,5 +47,5 @@ def test_shared_layers_are_averaged_and_others_stay(rule_class: type[Rule]) -> N
         assert all(layer not in key for key in device.kept)
 
 
-def test_a_plan_takes_it(rule_class: type[Rule]) -> None:
+def test_a_plan_takes_it(rule_class: Callable[..., Rule]) -> None:
     assert Plan(rule=rule_class(), secure_aggregation=True).name == "lg-fedavg"

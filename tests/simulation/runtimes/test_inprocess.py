@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -197,8 +197,8 @@ def test_no_word_of_a_dialogue_is_in_what_leaves(fleet: RecordedFleet, tmp_path:
     seen: list[bytes] = []
 
     class Recording(InProcessGrid):
-        def send_and_receive(self, messages: Sequence[Message], *, timeout: float | None = None) -> Iterator[Message]:  # type: ignore[override]
-            for reply in super().send_and_receive(messages, timeout=timeout):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            for reply in super().pull_messages(message_ids):
                 seen.append(
                     repr(reply.content).encode()
                     + b"".join(
@@ -225,8 +225,9 @@ def test_devices_of_lower_ranks_are_asked_for_theirs(
 
 def test_a_malformed_reply_is_refused(fleet: RecordedFleet, tmp_path: Path, tiny_model_folder: Path) -> None:
     class Lying(InProcessGrid):
-        def send_and_receive(self, messages: Sequence[Message], *, timeout: float | None = None) -> Iterator[Message]:  # type: ignore[override]
-            for number, reply in enumerate(super().send_and_receive(messages, timeout=timeout)):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            for reply in super().pull_messages(message_ids):
+                number = reply.metadata.src_node_id - node_of(0)
                 if number == 0:
                     for array in reply.content.array_records["update"].values():
                         array.data = b"\x93NUMPY nonsense"

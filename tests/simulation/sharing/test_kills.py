@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.sharing.test_sharing import USERS, make_config, read_records, run_sharing, without_seconds
+from simulation.sharing.compare import run_sharing
+from tests.simulation.sharing.test_sharing import USERS, make_config, read_records, without_seconds
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
