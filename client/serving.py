@@ -10,6 +10,7 @@ nats per token of its hold-out, if the gate finds it no worse than none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,7 +94,8 @@ def choose_way(
 
 def _nats(serving: Serving, way: Way, holdout: Sequence[Example]) -> float:
     with serving.answering(way) as base:
-        return nll(base, holdout)[0]
+        nats = nll(base, holdout)[0]
+    return nats if math.isfinite(nats) else math.inf
 
 
 def _score(serving: Serving, way: Way, holdout: Sequence[Example], max_new_tokens: int) -> Scores:

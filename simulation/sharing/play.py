@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -115,7 +116,7 @@ class _Meter:
             else 0,
             promoted=None if meant is None else way != "none",
             scores=self._metrics(served),
-            candidate={} if meant is None else self._metrics(meant),
+            candidate={} if meant is None else _finite(self._metrics(meant)),
             by_kind=_by_kind(served.scores, user),
             way=way,
             unseen=not takes_part,
@@ -142,6 +143,11 @@ class _Meter:
 
     def _metrics(self, outcome: _Outcome) -> dict[str, float]:
         return _means(outcome.scores) | {"forgetting": outcome.probe - self._untrained}
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Return no metrics where one is not finite: such an adapter is none that could be measured."""
+    return metrics if all(map(math.isfinite, metrics.values())) else {}
 
 
 def _means(scores: Sequence[ExampleScore]) -> dict[str, float]:
