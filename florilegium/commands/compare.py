@@ -212,7 +212,6 @@ def run(
     from simulation.compare import CompareConfig, run_compare
     from simulation.identity import run_name
     from simulation.report import comparison_table
-    from simulation.sharing.compare import run_sharing
 
     directory = out or Path("runs") / f"{prefix}{run_name(draw.users, config)}"
     if directory.exists() and not directory.is_dir():
@@ -231,11 +230,12 @@ def run(
 
     with Live(bar, console=bar.console, transient=True) as live:
         shown = None if as_json else follow
-        summary = (
-            run_compare(draw.users, config, directory, source=draw.source, progress=shown)
-            if isinstance(config, CompareConfig)
-            else run_sharing(draw.users, config, directory, source=draw.source, progress=shown)
-        )
+        if isinstance(config, CompareConfig):
+            summary = run_compare(draw.users, config, directory, source=draw.source, progress=shown)
+        else:
+            from simulation.sharing.compare import run_sharing
+
+            summary = run_sharing(draw.users, config, directory, source=draw.source, progress=shown)
     _show(summary, directory, as_json=as_json)
 
 

@@ -133,11 +133,18 @@ def drive() -> None:
             },
         )
     except BaseException as error:
-        if isinstance(error, FlorilegiumError):
-            print(error, flush=True)
-        else:
+        if not isinstance(error, FlorilegiumError):
             traceback.print_exc()
+        print(_first_cause(error), flush=True)
         os.killpg(os.getpid(), signal.SIGKILL)  # the engine's threads may wait for ever, and Ray's agents linger
+
+
+def _first_cause(error: BaseException) -> str:
+    """Say in one line what an error began with; the engine wraps what goes wrong in errors that say nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    return said if isinstance(error, FlorilegiumError) else f"{type(error).__name__}: {said}"
 
 
 def _prepared(job: _Job) -> ServerApp:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from florilegium.errors import (
+    BusyError,
     ConfigError,
     FlorilegiumError,
     InputError,
@@ -294,6 +295,7 @@ def test_a_refusal_survives_a_process_boundary() -> None:
         (PrivacyError(SECRET), ErrorCode.REFUSED_BY_POLICY),
         (RefusedError(Refusal.UNKNOWN_KEY, SECRET), ErrorCode.REFUSED_BY_POLICY),
         (RefusedError(Refusal.NOT_FINITE, SECRET), ErrorCode.NOT_FINITE),
+        (BusyError(SECRET), ErrorCode.BUSY),
         (StorageError(SECRET), ErrorCode.STORAGE),
         (OSError(28, SECRET), ErrorCode.STORAGE),
         (MemoryBudgetError(SECRET), ErrorCode.OUT_OF_MEMORY),
@@ -315,5 +317,7 @@ def test_an_exception_becomes_a_code_by_its_class(exception: BaseException, code
 
 
 def test_the_numbers_of_codes_are_part_of_the_protocol() -> None:
-    names = "NO_DATA STALE_STATE BAD_REQUEST OUT_OF_MEMORY STORAGE NOT_FINITE REFUSED_BY_POLICY BUDGET_SPENT INTERNAL"
+    names = (
+        "NO_DATA STALE_STATE BAD_REQUEST OUT_OF_MEMORY STORAGE NOT_FINITE REFUSED_BY_POLICY BUDGET_SPENT INTERNAL BUSY"
+    )
     assert [(code.name, int(code)) for code in ErrorCode] == [(n, i) for i, n in enumerate(names.split(), start=1)]

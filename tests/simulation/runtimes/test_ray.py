@@ -15,7 +15,7 @@ from florilegium.errors import ConfigError, StorageError
 from server import app as server_app
 from simulation.runtimes.inprocess import run_in_process
 from simulation.runtimes.processes import RunFailedError
-from simulation.runtimes.ray import run_ray
+from simulation.runtimes.ray import _first_cause, run_ray
 from tests.simulation.runtimes.fleet import DEVICES, assert_alike, outcome, processes_in, record_fleet, write_config
 
 
@@ -29,6 +29,23 @@ def test_a_run_that_cannot_be_is_refused_before_anything_starts(tmp_path: Path, 
     with pytest.raises(ConfigError, match="cpus_per_client must be > 0 and at most 2, got 4"):
         run_ray(fleet, DEVICES, run_config={}, directory=directory, cpus_per_client=4, cpus=2)
     assert not directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("cause", "line"),
+    [
+        (OSError("no room\nfor sockets"), "OSError: no room for sockets"),
+        (ConfigError("rounds is 0", "give at least one"), "rounds is 0; give at least one"),
+    ],
+)
+def test_a_failure_is_named_by_what_it_began_with(cause: Exception, line: str) -> None:
+    try:
+        try:
+            raise RuntimeError("crashed") from cause
+        except RuntimeError as crash:
+            raise RuntimeError("ending") from crash
+    except RuntimeError as error:
+        assert _first_cause(error) == line
 
 
 class Killer(threading.Thread):
