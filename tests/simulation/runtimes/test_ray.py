@@ -39,13 +39,15 @@ def test_a_run_that_cannot_be_is_refused_before_anything_starts(tmp_path: Path, 
     ],
 )
 def test_a_failure_is_named_by_what_it_began_with(cause: Exception, line: str) -> None:
-    try:
+    def end() -> None:
         try:
             raise RuntimeError("crashed") from cause
         except RuntimeError as crash:
             raise RuntimeError("ending") from crash
-    except RuntimeError as error:
-        assert _first_cause(error) == line
+
+    with pytest.raises(RuntimeError, match="ending") as caught:
+        end()
+    assert _first_cause(caught.value) == line
 
 
 class Killer(threading.Thread):
