@@ -4,6 +4,7 @@
     versions.json  one entry per session: Python, libraries, processor, threads, date
     metrics.jsonl  one line per seed, user, arm and round
     summary.json, users.csv, report.html   written at the end
+    tensorboard, adapters          of comparisons of fleets: scalars per round, and the shared adapters at the end
     .work          temporary files, which may hold text; there only while a session runs, or until the run is finished
 
 All rounds of one seed, user and arm are appended at once and flushed to the disk; a piece whose last line is missing

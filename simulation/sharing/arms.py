@@ -10,6 +10,7 @@ All arms have the same devices, the same annotations and rows, and the same loca
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -64,6 +65,7 @@ class SharingArm:
         return self.learns and self.kind != "central"
 
 
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 _WAYS: Final = tuple(name for name in PERSONAL_WAYS if name != "local")
 _TITLES: Final = {
     "dual": "a personal adapter beside the shared one",
@@ -136,9 +138,13 @@ def find_sharing_arms(names: Iterable[str], own: Mapping[str, PlanSettings] | No
         own: plans by names of one's own.
 
     Raises:
-        ConfigError: no arm has such a name, or a plan of one's own has the name of another arm.
+        ConfigError: no arm has such a name, or a plan of one's own has the name of another arm or one that no folder
+            may have.
     """
     plans = own or {}
+    for name in plans:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"the plan's name {name!r} is no name of a folder", "use letters, digits and any of +-_.")
     for name in plans.keys() & _ARMS.keys():
         raise ConfigError(f"the plan {name!r} has the name of an arm that there is", "give it another name")
     known = _ARMS | {name: SharingArm(name=name, title=name, plan=plan) for name, plan in plans.items()}

@@ -197,6 +197,7 @@ def test_cohorts_and_who_learns_alone_take_as_many_steps(tiny_model_folder: Path
         ({"arms": ("local", "fedti")}, "did you mean 'fedit'"),
         ({"arms": ()}, "arms is empty"),
         ({"plans": {"fedit": PlanSettings()}}, "has the name of an arm"),
+        ({"plans": {"../mine": PlanSettings()}}, "no name of a folder"),
         ({"plans": {"mine": PlanSettings(rule="flora", robust="median")}}, "robust"),
         ({"rounds": 1}, "2 stages need as many rounds"),
         ({"annotations_per_stage": 3}, "as many bins"),
