@@ -83,7 +83,7 @@ def _arms() -> Iterable[SharingArm]:
     for way, rule in product(_WAYS, RULES):
         plan = PlanSettings(rule=rule, personal=way)
         yield SharingArm(name=f"{way}+{rule}", title=f"{_TITLES[way]}, shared by {rule}", plan=plan)
-    yield SharingArm(name="central", title="one adapter on everybody's rows: an upper bound", kind="central")
+    yield SharingArm(name="central", title="one adapter on everybody's rows, in one place", kind="central")
 
 
 _ARMS: Final = {arm.name: arm for arm in _arms()}
