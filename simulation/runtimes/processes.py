@@ -80,7 +80,8 @@ class Processes:
         """Run a process to its end, and yield what it writes line by line.
 
         Raises:
-            RunFailedError: it ended with an error; its last line is the message.
+            RunFailedError: it ended with an error, and its last line of words is the message; or a process that should
+                stay has ended, which is why.
         """
         last = ""
         process = self._running[name] = _spawn(command, environment, subprocess.PIPE)
@@ -89,10 +90,11 @@ class Processes:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
-                last = line.strip() or last
+                last = line.strip(" │\n") if any(map(str.isalpha, line)) else last  # Flower frames what it says
                 yield line.rstrip("\n")
         del self._running[name]
         if process.wait() != 0:
+            self.check()
             said = last or f"exit code {process.returncode}"
             raise RunFailedError(f"{name} failed: {said}", f"more is in {self.log(name)}")
 

@@ -97,6 +97,20 @@ def test_a_failed_run_is_named_with_its_last_line_and_its_log(tmp_path: Path) ->
     assert caught.value.exit_code == 8
 
 
+def test_frames_around_an_error_are_not_its_message(tmp_path: Path) -> None:
+    code = "print('╭─ Error ─╮\\n│ no link │\\n╰─────────╯'); raise SystemExit(1)"
+    with Processes(tmp_path) as processes, pytest.raises(RunFailedError, match=r"^run failed: no link; "):
+        list(processes.lines("run", python(code), quiet_environment()))
+
+
+def test_a_run_that_fails_for_a_server_s_death_names_the_server(tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        processes.start("server", python("raise SystemExit(3)"), quiet_environment())
+        later = python("import time; time.sleep(2); raise SystemExit('no answer')")
+        with pytest.raises(RunFailedError, match=r"^server ended with exit code 3; "):
+            list(processes.lines("run", later, quiet_environment()))
+
+
 def test_a_server_that_ends_is_noticed(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         processes.start("server", python("raise SystemExit(3)"), quiet_environment())
