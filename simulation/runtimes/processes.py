@@ -17,12 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+import psutil  # type: ignore[import-untyped]
+
 from client.durable import make_directory, storage_errors
 from florilegium.errors import FlorilegiumError
 
 __all__ = ["Processes", "RunFailedError", "quiet_environment"]
 
 _PATIENCE_SECONDS: Final = 10.0  # Flower's servers say goodbye to each other before they end
+_POLL_SECONDS: Final = 0.01
 _SET_DEATH_SIGNAL: Final = 1
 _PRCTL: Final = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
 
@@ -92,8 +95,10 @@ class Processes:
                 log.flush()
                 last = line.strip(" │\n") if any(map(str.isalpha, line)) else last  # Flower frames what it says
                 yield line.rstrip("\n")
+        process.wait()
         del self._running[name]
-        if process.wait() != 0:
+        _kill_session(process)
+        if process.returncode != 0:
             self.check()
             said = last or f"exit code {process.returncode}"
             raise RunFailedError(f"{name} failed: {said}", f"more is in {self.log(name)}")
@@ -115,9 +120,10 @@ class Processes:
         return self._logs / f"{name}.log"
 
     def stop(self) -> None:
-        """End all processes and what they started in their sessions; the first ones last."""
+        """End all processes and their families, also those that moved to sessions of their own."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        processes = list(reversed(self._running.values()))
+        processes = list(self._running.values())
+        families = [relative for process in processes for relative in _family(process)]
         for process in processes:
             if process.poll() is None:
                 process.terminate()
@@ -125,6 +131,11 @@ class Processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(0.0, deadline - time.monotonic()))
             _kill_session(process)
+        for relative in families:
+            with suppress(psutil.NoSuchProcess):
+                relative.kill()
+        while any(map(_lives, families)):  # a folder that they write to may be removed next
+            time.sleep(_POLL_SECONDS)
         self._running.clear()
 
     def __enter__(self) -> Self:
@@ -151,6 +162,21 @@ def _spawn(command: Sequence[str], environment: Mapping[str, str], output: int) 
 def _end_with_parent() -> None:
     if _PRCTL is not None:
         _PRCTL(_SET_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return what a process has started, and what that has."""
+    try:
+        return list(psutil.Process(process.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # not every container's first process buries the dead
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kill_session(process: subprocess.Popen[str]) -> None:

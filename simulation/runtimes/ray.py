@@ -115,6 +115,7 @@ def drive() -> None:
     # Of the engine's two doors, `flwr run` and this one, this one is marked as deprecated.
     logging.getLogger("flwr").addFilter(lambda record: "deprecated" not in record.getMessage())
     job = _Job(**json.loads(sys.argv[1]))
+    signal.signal(signal.SIGTERM, lambda *_: _end())  # until Ray sets a handler of its own, which raises
     resources: dict[str, ConfigRecordValues] = {
         "num_cpus": job.cpus_per_client,
         "num_gpus": job.gpus_per_client,
@@ -133,10 +134,17 @@ def drive() -> None:
             },
         )
     except BaseException as error:
-        if not isinstance(error, FlorilegiumError):
-            traceback.print_exc()
-        print(_first_cause(error), flush=True)
-        os.killpg(os.getpid(), signal.SIGKILL)  # the engine's threads may wait for ever, and Ray's agents linger
+        try:
+            if not isinstance(error, FlorilegiumError):
+                traceback.print_exc()
+            print(_first_cause(error), flush=True)
+        finally:  # nobody may be there to read it
+            _end()
+
+
+def _end() -> None:
+    """End this process's session: the engine's threads may wait for ever, and Ray's agents outlive a driver."""
+    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def _first_cause(error: BaseException) -> str:

@@ -38,7 +38,9 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize(("runtime", "worker"), [("ray", "ray::ClientAppActor"), ("deployment", "flwr-serverapp")])
+@pytest.mark.parametrize(
+    ("runtime", "worker"), [("ray", "ray::"), ("ray", "ray::ClientAppActor"), ("deployment", "flwr-serverapp")]
+)
 def test_no_process_is_left(
     runtime: str, worker: str, number: signal.Signals, tmp_path: Path, tiny_model_folder: Path
 ) -> None:

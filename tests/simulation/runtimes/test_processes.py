@@ -14,12 +14,13 @@ import pytest
 from simulation.runtimes import processes as module
 from simulation.runtimes.processes import Processes, RunFailedError, quiet_environment
 
-# Ignores the polite signal, and has a child that does so as well.
+# Ignores the polite signal, and has two children, one of which has moved to a session of its own.
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print(os.getpid(), child.pid, flush=True)
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+child, apart = subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)
+print(os.getpid(), child.pid, apart.pid, flush=True)
 time.sleep(600)
 """
 
@@ -42,7 +43,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_stubborn_process_and_its_child_end_when_the_block_fails(
+def test_a_stubborn_process_and_its_children_end_when_the_block_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.2)
@@ -51,14 +52,14 @@ def test_a_stubborn_process_and_its_child_end_when_the_block_fails(
     def start_and_stop() -> None:
         with Processes(tmp_path) as processes:
             processes.start("stubborn", python(STUBBORN), quiet_environment())
-            wait_until(lambda: len(processes.log("stubborn").read_text().split()) == 2)
+            wait_until(lambda: len(processes.log("stubborn").read_text().split()) == 3)
             pids.extend(map(int, processes.log("stubborn").read_text().split()))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         start_and_stop()
     assert all(pid > 1 for pid in pids)
-    wait_until(lambda: not any(map(is_alive, pids)), seconds=5)
+    assert not any(map(is_alive, pids))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot be asked")
