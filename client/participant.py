@@ -241,7 +241,7 @@ class Participant:
         if way is not None and _PERSONAL in sections:
             self._model.load_state(PERSONAL, sections[_PERSONAL])
             slots.append(PERSONAL)
-            if way.beside_shared and not residual:
+            if way.beside_shared and not residual and _START in sections:
                 # The two were made for each other; the newest shared adapter waits for the next round's personal one.
                 self._model.load_state(SHARED, sections[_START])
         with self._model.folded(residual), self._model.active(*slots):

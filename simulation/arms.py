@@ -6,14 +6,16 @@ An arm is a value. Adding one is adding a line to `ARMS`; adding a selection pol
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from client.selection.policies import POLICIES
 from florilegium.errors import ConfigError
 
-__all__ = ["ARMS", "CONTRASTS", "DEFAULT_ARMS", "Arm", "Contrast", "find_arms"]
+__all__ = ["ARMS", "CONTRASTS", "DEFAULT_ARMS", "Arm", "Contrast", "find_arms", "pick"]
+
+AnyArm = TypeVar("AnyArm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,11 +145,24 @@ def find_arms(names: Iterable[str]) -> tuple[Arm, ...]:
     Raises:
         ConfigError: no arm has such a name.
     """
-    found = {}
-    for name in names:
-        if name not in ARMS:
-            nearest = difflib.get_close_matches(name, ARMS, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known arms: {', '.join(ARMS)}"
+    return pick(names, ARMS, known=", ".join(ARMS))
+
+
+def pick(names: Iterable[str], arms: Mapping[str, AnyArm], *, known: str) -> tuple[AnyArm, ...]:
+    """Return the arms of these names, each once, in this order.
+
+    Args:
+        names: of arms.
+        arms: all there are, by name.
+        known: what to name to a user who asks for another.
+
+    Raises:
+        ConfigError: no arm has such a name.
+    """
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in arms:
+            nearest = difflib.get_close_matches(name, arms, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known arms: {known}"
             raise ConfigError(f"arm {name!r} is unknown", hint)
-        found[name] = ARMS[name]
-    return tuple(found.values())
+    return tuple(arms[name] for name in wanted)

@@ -13,13 +13,14 @@ from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from client.dialogue import derive_id
 from simulation.rundir import RunConfig
+from simulation.settings import ComparisonSettings
 from simulation.users import UserData
 
-__all__ = ["ComparisonConfig", "describe_run", "run_name"]
+__all__ = ["describe_run", "run_name"]
 
 _LIBRARIES: Final = ("torch", "transformers", "peft")
 _PACKAGES: Final = ("client", "privacy", "server", "simulation", "strategies")
@@ -28,30 +29,8 @@ _WEIGHTS: Final = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _NAME_DIGITS: Final = 12
 
 
-class ComparisonConfig(Protocol):
-    """The settings of a comparison, of whatever kind."""
-
-    @property
-    def model(self) -> str:
-        """The base model's name."""
-        ...
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The names of what is compared."""
-        ...
-
-    def identity(self) -> dict[str, object]:
-        """Return what a measurement depends on, as plain JSON values."""
-        ...
-
-    def selection(self) -> dict[str, object]:
-        """Return what is measured and summed up."""
-        ...
-
-
 def describe_run(
-    users_by_seed: Mapping[int, Sequence[UserData]], config: ComparisonConfig, source: Mapping[str, object]
+    users_by_seed: Mapping[int, Sequence[UserData]], config: ComparisonSettings, source: Mapping[str, object]
 ) -> RunConfig:
     """Return what `config.json` says of a run; `source` tells its reader how the users were made."""
     return RunConfig(
@@ -63,7 +42,7 @@ def describe_run(
     )
 
 
-def run_name(users_by_seed: Mapping[int, Sequence[UserData]], config: ComparisonConfig) -> str:
+def run_name(users_by_seed: Mapping[int, Sequence[UserData]], config: ComparisonSettings) -> str:
     """Return a name for the run's directory: the same for the same arms, users, settings, weights and code."""
     run = describe_run(users_by_seed, config, source={})
     return derive_id("run", json.dumps([run.identity, config.arms, run.data], sort_keys=True))[:_NAME_DIGITS]

@@ -17,7 +17,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
-from client.adapters import PERSONAL, AdaptedModel, AdapterConfig
+from client.adapters import PERSONAL, AdaptedModel
 from client.annotation import ANNOTATION_POLICIES, Oracle, annotated_examples, ask_round
 from client.buffer import BufferedDialogue, PrivateBuffer
 from client.dialogue import Dialogue, Example, derive_id, derive_seed
@@ -47,7 +47,7 @@ def play_user(task: Task) -> Iterator[list[RoundRecord]]:
         base = load_model(task.config.model)
         model = AdaptedModel(
             base,
-            AdapterConfig(rank=task.config.rank, alpha=2.0 * task.config.rank, top_layers=task.config.top_layers),
+            task.config.adapter,
             slots=(PERSONAL,),
         )
         try:

@@ -30,6 +30,8 @@ DEMO_SEEDS = (0, 1, 2)
 DEMO_USERS = 2
 DEMO_ARMS = ("none", "retrieval", "local-random", "local-paper", "local-improved-nosynth", "local-improved")
 DEMO_DEVICES = 16
+DEFAULT_USERS = 6
+DEFAULT_DEVICES = 16
 
 
 class Draw(NamedTuple):
@@ -104,10 +106,13 @@ def compare(
 
     Example: florilegium compare dialogues.jsonl --arms none,local-improved,local-random --seeds 3
     """
+    from simulation.compare import CompareConfig
+
     settings = _settings(config, arms, {"model": model, "workers": workers, "unseen": unseen})
     numbers = range(settings.seed, settings.seed + seeds)
-    strangers = getattr(settings, "unseen", None)
-    most = (users or (6 if strangers is None else 16)) + (strangers or 0)
+    most = (
+        users or DEFAULT_USERS if isinstance(settings, CompareConfig) else (users or DEFAULT_DEVICES) + settings.unseen
+    )
     draw = (
         world_users(numbers, most, turns, heldout)
         if data is None
@@ -152,9 +157,9 @@ def report(
 
 def _settings(path: Path | None, arms: str | None, given: Mapping[str, object]) -> CompareConfig | SharingConfig:
     """Return the settings of the comparison that the arms belong to; options override the file."""
-    from simulation.arms import ARMS
+    from simulation.arms import ARMS, pick
     from simulation.compare import CompareConfig
-    from simulation.sharing.arms import EVERY_SHARING_ARM
+    from simulation.sharing.arms import EVERY_SHARING_ARM, SHARING_ARMS
     from simulation.sharing.config import SharingConfig
 
     values = read_toml(path) if path else {}
@@ -162,10 +167,23 @@ def _settings(path: Path | None, arms: str | None, given: Mapping[str, object]) 
     if arms is not None:
         every = {"all": tuple(ARMS), "strategies": EVERY_SHARING_ARM}
         values["arms"] = every.get(arms, tuple(name.strip() for name in arms.split(",")))
-    named = values.get("arms", ())
-    shares = isinstance(named, list | tuple) and any(name not in ARMS for name in named)
+    plans = values.get("plans")
+    own = list(plans) if isinstance(plans, dict) else []
+    of_fleets = {*SHARING_ARMS, *own}
+    named = [str(name) for name in _listed(values.get("arms"))]
+    pick(named, dict.fromkeys([*ARMS, *of_fleets]), known=", ".join(dict.fromkeys([*ARMS, *EVERY_SHARING_ARM, *own])))
+    alone, sharing = ([name for name in named if name not in others] for others in (of_fleets, ARMS))
+    if alone and sharing:
+        raise ConfigError(
+            f"{alone[0]} is a way of one device to learn, {sharing[0]} one of a fleet to share",
+            "compare each kind in a run of its own",
+        )
     source = "options" if path is None else f"{path} and options"
-    return (SharingConfig if shares else CompareConfig).parse(values, source=source)
+    return (SharingConfig if sharing else CompareConfig).parse(values, source=source)
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def world_users(seeds: Sequence[int], users: int, turns: int, heldout: int) -> Draw:

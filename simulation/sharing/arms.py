@@ -9,7 +9,6 @@ All arms have the same devices, the same annotations and rows, and the same loca
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,19 @@ from itertools import product
 from typing import Final, Literal
 
 from florilegium.errors import ConfigError
-from simulation.arms import Contrast
+from simulation.arms import Contrast, pick
 from strategies.personal import PERSONAL_WAYS
 from strategies.rules import RULES
 from strategies.settings import PlanSettings
 
-__all__ = ["DEFAULT_SHARING_ARMS", "EVERY_SHARING_ARM", "SHARING_CONTRASTS", "SharingArm", "find_sharing_arms"]
+__all__ = [
+    "DEFAULT_SHARING_ARMS",
+    "EVERY_SHARING_ARM",
+    "SHARING_ARMS",
+    "SHARING_CONTRASTS",
+    "SharingArm",
+    "find_sharing_arms",
+]
 
 Kind = Literal["none", "retrieval", "central", "plan"]
 
@@ -86,7 +92,7 @@ def _arms() -> Iterable[SharingArm]:
     yield SharingArm(name="central", title="one adapter on everybody's rows, in one place", kind="central")
 
 
-_ARMS: Final = {arm.name: arm for arm in _arms()}
+SHARING_ARMS: Final = {arm.name: arm for arm in _arms()}
 DEFAULT_SHARING_ARMS: Final = ("none", "retrieval", "local", "fedit", "dual+fedit")
 EVERY_SHARING_ARM: Final = (
     "none",
@@ -145,14 +151,7 @@ def find_sharing_arms(names: Iterable[str], own: Mapping[str, PlanSettings] | No
     for name in plans:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"the plan's name {name!r} is no name of a folder", "use letters, digits and any of +-_.")
-    for name in plans.keys() & _ARMS.keys():
+    for name in plans.keys() & SHARING_ARMS.keys():
         raise ConfigError(f"the plan {name!r} has the name of an arm that there is", "give it another name")
-    known = _ARMS | {name: SharingArm(name=name, title=name, plan=plan) for name, plan in plans.items()}
-    found = {}
-    for name in names:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(EVERY_SHARING_ARM)}, WAY+RULE"
-            raise ConfigError(f"arm {name!r} is unknown", hint)
-        found[name] = known[name]
-    return tuple(found.values())
+    known = SHARING_ARMS | {name: SharingArm(name=name, title=name, plan=plan) for name, plan in plans.items()}
+    return pick(names, known, known=f"{', '.join(EVERY_SHARING_ARM)}, WAY+RULE")

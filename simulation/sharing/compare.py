@@ -47,7 +47,7 @@ class SharingProgress:
         done: devices prepared and rounds played, those of earlier sessions included.
         total: of both, in all.
         doing: what is being done, in a few words.
-        summary: of the arms that are finished on all fleets, with rough intervals; None before the first two.
+        summary: of the arms that are finished on all fleets, with rough intervals; None before the first.
     """
 
     done: int

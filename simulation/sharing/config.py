@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from client.adapters import AdapterConfig
-from client.annotation import ANNOTATION_POLICIES
 from client.selection.policies import POLICIES
-from florilegium.settings import Settings, one_of
+from florilegium.settings import one_of
 from server.asynchronous import AsyncSettings
 from server.config import CoordinationConfig
 from server.hyperparameters.settings import TunerSettings
 from simulation.fleet import FleetConfig
 from simulation.hostile import HostileConfig
+from simulation.settings import ComparisonSettings
 from simulation.sharing.arms import DEFAULT_SHARING_ARMS, SharingArm, find_sharing_arms
 from strategies.settings import PlanSettings
 
 __all__ = ["SharingConfig"]
 
-_SELECTION: Final = {"model", "arms", "bootstrap_draws"}
-_NOT_OF_A_PIECE: Final = {"workers", *_SELECTION}
 
-
-class SharingConfig(Settings):
-    """What is compared, and what every arm may spend.
+class SharingConfig(ComparisonSettings):
+    """What is compared, and what every arm may spend; see `ComparisonSettings` for the rest.
 
     A device's stream is cut into stages. At the end of each the device asks its user and writes its rows; the rounds
     are spread evenly over the stages, and a round uses the rows of its stage.
 
     Attributes:
-        model: "seedling", a Hub name or a local path.
         arms: names of arms; see `simulation.sharing.arms`.
         plans: arms of one's own, by name.
         unseen: devices of each seed that take no part and receive the shared adapter at the end.
@@ -54,24 +49,10 @@ class SharingConfig(Settings):
         measured: measure this many devices alone, and prepare the others when they are first asked; None measures all.
         learning_rate: of the devices.
         learning_rates: of arms that need another one, by arm.
-        batch_size: rows of one step.
         policy: of selection.
-        bins: dialogues that a buffer holds.
         annotations_per_stage: answers asked for in a stage to learn from. The stages' sum is at most `bins`.
-        annotation: which of the buffered dialogues are asked about.
-        holdout_share: share of arrivals that the gate keeps for itself.
-        holdout_bins: at most this many of them.
-        synthesis_count: questions to synthesize for each annotated dialogue.
-        shots: examples that retrieval puts before a question.
-        rank: of all adapters.
-        top_layers: adapt only the highest layers of the model; None adapts all.
-        max_new_tokens: longest answer.
-        bootstrap_draws: resamples of the intervals.
-        seed: everything random but the users derives from it.
-        workers: processes; None is one per core. No result depends on it.
     """
 
-    model: str = "seedling"
     arms: tuple[str, ...] = DEFAULT_SHARING_ARMS
     plans: dict[str, PlanSettings] = Field(default_factory=dict)
     unseen: int = Field(0, ge=0)
@@ -93,27 +74,11 @@ class SharingConfig(Settings):
     local_steps: int = Field(8, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     learning_rates: dict[str, float] = Field(default_factory=dict)
-    batch_size: int = Field(8, ge=1)
     policy: Annotated[str, one_of(POLICIES)] = "improved"
-    bins: int = Field(24, ge=1)
     annotations_per_stage: int = Field(4, ge=1)
-    annotation: Annotated[str, one_of(ANNOTATION_POLICIES)] = "informative"
-    holdout_share: float = Field(0.1, ge=0.0, le=0.5)
-    holdout_bins: int = Field(16, ge=1)
-    synthesis_count: int = Field(2, ge=0, le=16)
-    shots: int = Field(3, ge=1, le=16)
-    rank: int = Field(8, ge=1)
-    top_layers: int | None = Field(2, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
-    bootstrap_draws: int = Field(4000, ge=100)
-    seed: int = 0
-    workers: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        known = {arm.name for arm in self.find_arms()}
-        if not known:
-            raise ValueError("arms is empty; name at least one")
         if self.stages * self.annotations_per_stage > self.bins:
             raise ValueError(
                 f"{self.stages} stages of {self.annotations_per_stage} annotations need as many bins, there are "
@@ -143,11 +108,6 @@ class SharingConfig(Settings):
             raise ValueError(
                 f"trust sends each device its own, and runtime {self.runtime} gives nodes names of its own"
             )
-
-    @property
-    def adapter(self) -> AdapterConfig:
-        """The shape of all adapters."""
-        return AdapterConfig(rank=self.rank, alpha=2.0 * self.rank, top_layers=self.top_layers)
 
     @property
     def measured_rounds(self) -> list[int]:
@@ -200,11 +160,3 @@ class SharingConfig(Settings):
         """Return the local steps in a round of a device that takes them alone: on average as many as in cohorts."""
         share = min(self.cohort or devices, devices) / devices
         return round(round_number * self.local_steps * share) - round((round_number - 1) * self.local_steps * share)
-
-    def identity(self) -> dict[str, object]:
-        """Return what a measurement depends on, as plain JSON values; the model counts by its weights."""
-        return self.model_dump(mode="json", exclude=_NOT_OF_A_PIECE)
-
-    def selection(self) -> dict[str, object]:
-        """Return what is measured and summed up: no single measurement depends on it."""
-        return self.model_dump(mode="json", include=_SELECTION)

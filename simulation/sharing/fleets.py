@@ -24,6 +24,7 @@ from server.app import GridTransport
 from server.transport import Answer, Request
 from simulation.sharing.config import SharingConfig
 from simulation.sharing.lessons import prepare
+from simulation.threads import single_thread
 from simulation.users import UserData
 
 __all__ = ["DeviceFacts", "Ground", "PrepareTask", "Prepared", "prepare_device"]
@@ -115,11 +116,12 @@ class PrepareTask:
 def prepare_device(task: PrepareTask) -> Iterator[int]:
     """Prepare one device, and yield its number when it is on the disk."""
     config, ground = task.config, Ground(task.folder)
-    base = load_model(config.model)
-    curriculum = prepare(task.user, base, config, draw=task.seed, work=task.folder)
-    judged = {lesson.example.example_id: lesson.example for lesson in curriculum.holdout}
-    questions = [*judged.values(), *task.user.heldout]
-    scores = evaluate(base, questions, max_new_tokens=config.max_new_tokens)
+    with single_thread():
+        base = load_model(config.model)
+        curriculum = prepare(task.user, base, config, draw=task.seed, work=task.folder)
+        judged = {lesson.example.example_id: lesson.example for lesson in curriculum.holdout}
+        questions = [*judged.values(), *task.user.heldout]
+        scores = evaluate(base, questions, max_new_tokens=config.max_new_tokens)
     ground.fleet.record(task.device, curriculum.lessons, curriculum.holdout)
     facts = DeviceFacts(
         asked=curriculum.asked,

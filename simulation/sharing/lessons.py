@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from client.annotation import ANNOTATION_POLICIES, Oracle, annotated_examples, ask_round
 from client.buffer import PrivateBuffer
-from client.dialogue import Dialogue, Example, derive_seed
+from client.dialogue import Example, derive_seed
 from client.evaluation import uncertainty
 from client.model import BaseModel
 from client.recorded import Lesson
@@ -105,10 +106,6 @@ def _stages(
         seen, day = stop, user.stream[stop - 1].day
         oracle = Oracle({turn.turn_id: turn.preferred_on(day) for turn in user.stream})
         now = _FIRST_DAY + timedelta(days=day)
-
-        def measure(dialogues: Sequence[Dialogue]) -> list[float]:
-            return uncertainty(base, dialogues)
-
         for held in (False, True):
             report = ask_round(
                 buffer,
@@ -118,7 +115,7 @@ def _stages(
                 round_number=stage,
                 day=now,
                 budget=None if held else stage * config.annotations_per_stage - asked,
-                uncertainty=measure,
+                uncertainty=partial(uncertainty, base),
             )
             asked += 0 if held else len(report.asked)
             gate_asked += len(report.asked) if held else 0

@@ -59,7 +59,9 @@ def test_compare_takes_ways_of_sharing(settings: Path, tmp_path: Path) -> None:
         (["simulate", "fedti"], "did you mean 'fedit'"),
         (["simulate", "--runtime", "rya"], "runtime"),
         (["simulate", "trust", "--runtime", "ray"], "names of its own"),
-        (["compare", "--arms", "local-improved,fedit"], "'local-improved' is unknown"),
+        (["compare", "--arms", "local-improved,fedit"], "compare each kind in a run of its own"),
+        (["compare", "--arms", "none,local-improvd"], "did you mean 'local-improved'"),
+        (["compare", "--arms", "none,dual+fedti"], "did you mean 'dual+fedit'"),
         (["compare", "--arms", "fedit", "--config", "nowhere.toml"], "cannot be read"),
     ],
 )
