@@ -25,7 +25,7 @@ from typing import Final, Literal
 from unittest import mock
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from benchmarks.report import markdown, spread
@@ -34,6 +34,8 @@ from client import participant
 from client.dialogue import Example
 from client.finetuning.memory import PeakMeter
 from client.recorded import FleetSettings, Lesson, RecordedFleet
+from florilegium.tensors import zeros_like
+from florilegium.wire import from_record, to_record
 from server.app import GridTransport, coordinator
 from server.config import CoordinationConfig
 from simulation.runtimes.inprocess import InProcessGrid
@@ -112,13 +114,16 @@ def _train_nothing(*_: object, **__: object) -> SimpleNamespace:
 
 
 _answering = ClientApp()
+_zeros: RecordDict | None = None
 
 
 @_answering.train()
 def _answer(message: Message, context: Context) -> Message:
-    adapter = message.content.array_records["down"].to_torch_state_dict()
-    update = ArrayRecord({key: torch.zeros_like(tensor) for key, tensor in adapter.items()})
-    return Message(content=RecordDict({"update": update, "metrics": MetricRecord()}), reply_to=message)
+    global _zeros  # noqa: PLW0603 - a device's own work is not measured: it is done once
+    if _zeros is None:
+        update = to_record(zeros_like(from_record(message.content.array_records["down"])))
+        _zeros = RecordDict({"update": update, "metrics": MetricRecord()})
+    return Message(content=_zeros, reply_to=message)
 
 
 def table(found: Sequence[tuple[Load, Cost]]) -> str:

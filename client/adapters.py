@@ -110,6 +110,7 @@ class AdaptedModel:
         self.base = base
         self._selected: tuple[str, ...] | None = None
         self._trained: str | None = None
+        self._applied: tuple[list[str], str | None] | None = None
         config = config or AdapterConfig()
         configs = {slot: config if isinstance(config, AdapterConfig) else _config_of(slot, config) for slot in slots}
         if any(isinstance(part, BaseTunerLayer) for part in base.module.modules()):
@@ -332,6 +333,9 @@ class AdaptedModel:
 
     def _apply(self) -> None:
         names = [slot for slot in self._selected or () if slot == self._trained or not self.is_blank(slot)]
+        if self._applied == (names, self._trained):
+            return
+        self._applied = names, self._trained
         for layer in self._layers:
             layer.enable_adapters(bool(names))
             layer.set_adapter(names, inference_mode=True)  # enabling made them trainable again

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic import Field
 
@@ -31,6 +31,7 @@ from client.recorded import open_fleet
 from florilegium.errors import ConfigError, InputError
 from florilegium.settings import Settings
 from florilegium.tensors import Tensors
+from florilegium.wire import from_record, to_record
 from privacy.egress import ErrorCode, code_of
 from strategies.rule import Turn
 from strategies.settings import PlanSettings
@@ -163,8 +164,8 @@ def _numbers(content: RecordDict) -> dict[str, float]:
 
 def _tensors(content: RecordDict, name: str) -> Tensors:
     record = content.array_records.get(name)
-    return {} if record is None else dict(record.to_torch_state_dict())
+    return {} if record is None else from_record(record)
 
 
 def _reply(tensors: Tensors, metrics: dict[str, float]) -> RecordDict:
-    return RecordDict({"update": ArrayRecord(dict(tensors)), "metrics": MetricRecord(dict(metrics))})
+    return RecordDict({"update": to_record(tensors), "metrics": MetricRecord(dict(metrics))})

@@ -204,7 +204,10 @@ class Participant:
             metrics[IMPROVEMENT] = float(book.sections[_GAIN][IMPROVEMENT])
         residual = {key: known[key] for key in update if key in known}
         payload, metrics, unsaid = self._release(task, update, metrics, residual)
-        book.sections |= {sent: payload, said: _numbers(metrics), left: known | unsaid}
+        others = {key: tensor for key, tensor in known.items() if key not in update}
+        book.sections |= {sent: payload, said: _numbers(metrics), left: others | unsaid}
+        if turn.exchange + 1 == plan.rule.exchanges(turn.round):
+            book.end_round(keeps_start=plan.personal is not None and plan.personal.beside_shared)
         book.write(self._memory)
         return payload, metrics
 
@@ -397,7 +400,7 @@ class Participant:
             metrics=declared_metrics(plan.weighting, improvement=task.improvement_unit > 0),
         )
         checked, said = check_out(payload, metrics, declared, max_bytes=max(1, payload_bytes(plan.codec, shapes)))
-        return checked, said, left
+        return checked, said, left if any(bool(tensor.any()) for tensor in left.values()) else {}
 
     def _charge(self, task: Assignment, metrics: Mapping[str, float]) -> None:
         """Book the update, and an improvement as a release of its own, since the server noises them apart.
@@ -447,6 +450,11 @@ class _Book:
         if round_number > known_round:
             stored = {name: each for name, each in stored.items() if not name.startswith(_OF_ONE_ROUND)}
         return cls(run, round_number, stored)
+
+    def end_round(self, *, keeps_start: bool) -> None:
+        """Drop what no later exchange of the round needs; a personal adapter may serve beside what it began with."""
+        for section in (_AFTER, _ALONG, _GAIN, *(() if keeps_start else (_START,))):
+            self.sections.pop(section, None)
 
     def write(self, memory: Memory) -> None:
         """Replace what is stored."""

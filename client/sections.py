@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from client.durable import make_directory, replace_file, storage_errors
-from florilegium.errors import StorageError
+from florilegium.errors import InputError, StorageError
+from florilegium.packing import pack, unpack
 from florilegium.tensors import Tensors
 
 __all__ = ["read_sections", "write_sections"]
@@ -33,15 +34,12 @@ def write_sections(
     Raises:
         StorageError: the disk is full or refuses; what was there is intact.
     """
-    # A file holds no tensor twice, and two may share their memory.
+    packed = {section: pack(tensors) for section, tensors in sections.items()}
     flat = {
-        f"{section}/{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for section, tensors in sections.items()
-        for name, tensor in tensors.items()
+        f"{name}/{number}": values.cpu() for name, runs in packed.items() for number, (_, values) in enumerate(runs)
     }
-    # A file sorts its tensors and knows no empty section; sums and draws follow the order of keys.
-    order = {section: list(tensors) for section, tensors in sections.items()}
-    data = save(flat, metadata={_ABOUT: json.dumps({"sections": order, "about": dict(about or {})})})
+    contents = {name: [each for each, _ in runs] for name, runs in packed.items()}
+    data = save(flat, metadata={_ABOUT: json.dumps({"sections": contents, "about": dict(about or {})})})
     with storage_errors(path):
         make_directory(path.parent)
         replace_file(path, data)
@@ -61,9 +59,9 @@ def read_sections(path: Path, *, remedy: str) -> tuple[dict[str, Tensors], dict[
         with safe_open(path, framework="pt") as file:
             written = json.loads(file.metadata()[_ABOUT])
             sections = {
-                section: {name: file.get_tensor(f"{section}/{name}") for name in names}
-                for section, names in written["sections"].items()
+                name: unpack((each, file.get_tensor(f"{name}/{number}")) for number, each in enumerate(contents))
+                for name, contents in written["sections"].items()
             }
             return sections, dict(written["about"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, SafetensorError, InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} cannot be read: {type(error).__name__}", remedy) from error

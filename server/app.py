@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from client.adapters import fresh_adapter
+from florilegium.errors import InputError
 from florilegium.tensors import Tensors
+from florilegium.wire import from_record, to_record
 from privacy.egress import ErrorCode
 from server.config import CoordinationConfig
 from server.registry import Registry
@@ -184,8 +186,8 @@ class GridTransport:
         content = RecordDict(
             {
                 "turn": told,
-                "down": ArrayRecord(dict(request.down)),
-                "agreement": ArrayRecord(dict(request.agreement)),
+                "down": to_record(request.down),
+                "agreement": to_record(request.agreement),
                 "hyperparameters": MetricRecord(dict(request.hyperparameters)),
             }
         )
@@ -205,8 +207,8 @@ def _answer(reply: Message) -> Answer:
         (update,) = reply.content.array_records.values()
         (record,) = reply.content.metric_records.values()
         metrics = {str(name): float(cast(float, value)) for name, value in record.items()}  # a list is none
-        tensors = dict(update.to_torch_state_dict())
-    except Exception:  # bytes of a stranger: NumPy and torch raise what they like
+        tensors = from_record(update)
+    except (InputError, ValueError, TypeError, OverflowError):
         return Answer(device=device)
     if "error" in metrics:
         known = {float(each): each for each in ErrorCode}

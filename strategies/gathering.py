@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from florilegium.errors import InputError
-from florilegium.tensors import Tensors, add, is_finite, scale, subtract
+from florilegium.packing import Contents, pack, unpack
+from florilegium.tensors import Tensors, is_finite, scale, subtract, zeros_like
 from privacy.device_level import bound, noise_sum
 from privacy.egress import Declared, Refusal, RefusedError, check_in
 from privacy.noise import NoiseSource, SystemSource
@@ -86,12 +87,10 @@ def prepare(plan: Plan, shared: Shared, turn: Turn, like: Mapping[str, Tensor]) 
 
 
 def declared_shapes(plan: Plan, down: Mapping[str, Tensor], like: Mapping[str, Tensor], turn: Turn) -> Shapes:
-    """Return the shapes of what `up` gives, from tensors that have no memory; both sides compute it for themselves."""
+    """Return the shapes of what `up` gives, from nothing but zeros; both sides compute it for themselves."""
     assert plan.rule is not None
-    empty = {key: torch.empty_like(tensor, device="meta") for key, tensor in like.items()}
-    received = {key: torch.empty_like(tensor, device="meta") for key, tensor in down.items()}
-    with torch.device("meta"):
-        return shapes_of(plan.rule.up(empty, empty, received, turn))
+    empty = zeros_like(like)
+    return shapes_of(plan.rule.up(empty, empty, zeros_like(down), turn))
 
 
 class Gathering:
@@ -122,7 +121,8 @@ class Gathering:
         self._sums_payloads = plan.codec.is_linear and buffer is None
         self._noise = noise or SystemSource()
         self._replies: list[Reply] = []
-        self._total: Tensors | None = None
+        self._contents: Contents = {}
+        self._total: Tensor | None = None
         self._weight = 0.0
         self.count = 0
 
@@ -184,8 +184,12 @@ class Gathering:
         if privacy is not None and privacy.placement == "central":
             tensors, weight = bound(tensors, privacy), 1.0
         # In float64, so that the order in which replies come is lost in the last rounding to float32.
-        part = scale({key: tensor.double() for key, tensor in tensors.items()}, weight)
-        self._total = part if self._total is None else add(self._total, part)
+        ((contents, values),) = pack({key: tensor.double() for key, tensor in tensors.items()})
+        if self._total is None:
+            self._contents, self._total = contents, torch.zeros_like(values)
+        elif contents != self._contents:
+            raise InputError("two replies differ in keys or shapes", "use adapters of one rank")
+        self._total.add_(values, alpha=weight)
         self._weight += weight
 
     def _mean(self) -> Tensors:
@@ -194,11 +198,11 @@ class Gathering:
                 [reply.tensors for reply in self._replies], [reply.weight for reply in self._replies]
             )
         assert self._total is not None
-        privacy = self._plan.privacy
+        total, privacy = unpack([(self._contents, self._total)]), self._plan.privacy
         if privacy is not None and privacy.placement == "central":
-            merged = noise_sum(self._total, privacy, self._noise)
+            merged = noise_sum(total, privacy, self._noise)
         else:
-            merged = scale(self._total, 1.0 / (self._buffer or self._weight))
+            merged = scale(total, 1.0 / (self._buffer or self._weight))
         single = {key: tensor.float() for key, tensor in merged.items()}
         return self._decode(single, self._exchange) if self._sums_payloads else single
 

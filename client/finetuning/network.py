@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers.activations import NewGELUActivation
 
 from client.finetuning.attention import packed_attention
 from client.finetuning.batching import Pack, Row, pack, rounded
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Network", "training_network"]
 
 _PROBE_LENGTHS = (7, 5)
+_PACKS: WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = WeakKeyDictionary()  # what was found, by model
 _PACKING_TOLERANCE = 0.05  # relative; bfloat16 noise is below 0.02, a row that sees its neighbour is far above
 
 
@@ -138,6 +142,7 @@ def training_network(
         own = {id(parameter) for name in model.slots for parameter in model.parameters(name).values()}
         stack.enter_context(weights_in(dtype, [p for p in model.module.parameters() if id(p) not in own]))
         stack.enter_context(trainable_layers(model.module, slot, others, network.dropout))
+        stack.enter_context(_fused_activations(network.module))
         if network.module._can_set_attn_implementation():
             _try_packing(network, stack)
         yield network
@@ -148,13 +153,28 @@ def _try_packing(network: Network, stack: ExitStack) -> None:
 
     It does not where layers carry a state along, or where attention does what ours does not know of.
     """
-    alone = network.probe()
-    with ExitStack() as trial:
-        trial.enter_context(packed_attention(network.module))
-        network.packs = True
-        network.packs = bool((network.probe() - alone).norm() <= _PACKING_TOLERANCE * alone.norm())
-        if network.packs:
-            stack.push(trial.pop_all())
+    known = _PACKS.setdefault(network.module, {})
+    if network.dtype not in known:
+        alone = network.probe()
+        if not bool(alone.isfinite().all()):
+            return  # says nothing of the model
+        with packed_attention(network.module):
+            network.packs = True
+            known[network.dtype] = bool((network.probe() - alone).norm() <= _PACKING_TOLERANCE * alone.norm())
+    network.packs = known[network.dtype]
+    if network.packs:
+        stack.enter_context(packed_attention(network.module))
+
+
+@contextmanager
+def _fused_activations(module: nn.Module) -> Iterator[None]:
+    """Compute the activation that transformers composes of eight operations in one."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if isinstance(part, NewGELUActivation):
+                cast(Any, part).forward = partial(functional.gelu, approximate="tanh")
+                stack.callback(delattr, part, "forward")
+        yield
 
 
 @contextmanager
