@@ -7,9 +7,10 @@
 `against` plays one workload (`fleet_workload`) with this project's server and client, in a bare loop, in pfl-research
 and in Flower's simulation engine on Ray. Each measurement is a fresh process; the sides alternate (A B C D A B …), and
 ratios are taken within a repetition. All begin with the same adapter on the same model and rows, in float32, with one
-thread a process; all are one process but for Flower, which plays a device on each core. Cohorts are each side's own
-draw, so the losses at the end are alike and not equal. "A round" is the mean over the rounds after the first, which
-loads what is not loaded yet; "in all" is from the start of the process until the trained adapter is there.
+thread a process. All are one process, but for Flower and "ours on all cores", which play a device on each core. Cohorts
+are each side's own draw, so the losses at the end are alike and not equal. "A round" is the mean over the rounds after
+the first, which loads what is not loaded yet; "in all" is from the start of the process until the trained adapter is
+there.
 
 `scale` and `uplink`: see `fleet_scale` and `fleet_uplink`.
 """
@@ -35,9 +36,11 @@ from rich.console import Console
 from benchmarks.report import markdown, spread
 
 OURS: Final = "ours"
+OURS_ON_ALL_CORES: Final = "ours on all cores"
 # Each side's function, and a library that this project can do without.
 SIDES: Final = {
     OURS: ("benchmarks.fleet_ours", "play", None),
+    OURS_ON_ALL_CORES: ("benchmarks.fleet_ours", "play_on_all_cores", None),
     "bare loop": ("benchmarks.fleet_bare", "play", None),
     "pfl": ("benchmarks.fleet_pfl", "play", "pfl"),
     "Flower on Ray": ("benchmarks.fleet_flower", "play", "ray"),
@@ -85,22 +88,29 @@ def in_fresh_process(task: str, job: Mapping[str, object]) -> dict[str, Any]:
 
 def table(results: Mapping[str, Sequence[Outcome]]) -> str:
     """Return what each side took, and the ratio of ours to it."""
-    header = ["", "s/round", "in all, s", "loss before", "loss after", "ours / it, a round", "ours / it, in all"]
+    header = ["", "s/round", "in all, s", "loss before", "loss after"]
+    header += [f"{own} / it, {what}" for own in _own(results) for what in ("a round", "in all")]
     return markdown(header, [_row(side, results) for side in results])
 
 
 def _row(side: str, results: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    own = results[side]
-    pairs = list(zip(results[OURS], own, strict=True))
-    return [
+    its = results[side]
+    cells = [
         side,
-        spread([one.round_seconds for one in own], 3),
-        spread([one.in_all for one in own], 1),
-        spread([one.loss_before for one in own], 4),
-        spread([one.loss_after for one in own], 4),
-        spread([ours.round_seconds / its.round_seconds for ours, its in pairs]),
-        spread([ours.in_all / its.in_all for ours, its in pairs]),
+        spread([one.round_seconds for one in its], 3),
+        spread([one.in_all for one in its], 1),
+        spread([one.loss_before for one in its], 4),
+        spread([one.loss_after for one in its], 4),
     ]
+    for own in _own(results):
+        pairs = list(zip(results[own], its, strict=True))
+        cells.append(spread([ours.round_seconds / theirs.round_seconds for ours, theirs in pairs]))
+        cells.append(spread([ours.in_all / theirs.in_all for ours, theirs in pairs]))
+    return cells
+
+
+def _own(results: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    return [name for name in (OURS, OURS_ON_ALL_CORES) if name in results]
 
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, rich_markup_mode=None, add_completion=False)

@@ -1,4 +1,4 @@
-"""The workload as this project plays it: the real server, grid and client app on a recorded fleet, in one process.
+"""The workload as this project plays it: the real server, grid and client app on a recorded fleet.
 
 In it is all that a coordinated run does: rows are read from each device's file and tokenized, tensors travel as Flower
 messages, both sides check what the plan declares, a device's memory is replaced durably before it answers, and so is
@@ -8,9 +8,11 @@ the server's checkpoint after each round.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,13 +23,23 @@ from client.finetuning import FineTuneConfig
 from client.recorded import FleetSettings, Lesson, RecordedFleet
 from server.app import GridTransport, coordinator
 from server.config import CoordinationConfig
+from simulation.runtimes.crew import CrewGrid
 from simulation.runtimes.inprocess import InProcessGrid
 
-__all__ = ["lessons", "play"]
+__all__ = ["lessons", "play", "play_on_all_cores"]
 
 
 def play(workload: Workload) -> Played:
-    """Train the fleet."""
+    """Train the fleet in one process."""
+    return _play(workload, workers=1)
+
+
+def play_on_all_cores(workload: Workload) -> Played:
+    """Train the fleet with a process for each core beside the server's."""
+    return _play(workload, workers=os.cpu_count() or 1)
+
+
+def _play(workload: Workload, *, workers: int) -> Played:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _record(workload, folder / "fleet")
@@ -40,13 +52,22 @@ def play(workload: Workload) -> Played:
             learning_rate=workload.learning_rate,
             batch_size=workload.batch,
         )
-        grid = InProcessGrid(app, workload.devices, node_config={"fleet": str(folder / "fleet")})
-        rounds = coordinator(config, GridTransport(grid, config), folder / "run").rounds()
         marks, shared = [time.perf_counter()], {}
-        for _, progress in rounds:
-            marks.append(time.perf_counter())
-            shared = progress.shared.state
+        with _transport(workload, config, folder / "fleet", workers) as transport:
+            for _, progress in coordinator(config, transport, folder / "run").rounds():
+                marks.append(time.perf_counter())
+                shared = progress.shared.state
         return [end - start for start, end in pairwise(marks)], shared
+
+
+@contextmanager
+def _transport(workload: Workload, config: CoordinationConfig, fleet: Path, workers: int) -> Iterator[GridTransport]:
+    told = {"fleet": str(fleet)}
+    if workers == 1:
+        yield GridTransport(InProcessGrid(app, workload.devices, node_config=told), config)
+        return
+    with closing(CrewGrid(workload.devices, workers=workers, node_config=told)) as crew:
+        yield GridTransport(crew, config, pause=crew.pause)
 
 
 def _record(workload: Workload, folder: Path) -> None:

@@ -175,8 +175,8 @@ def select_matching(sql: sqlite3.Connection, prefix: str) -> list[str]:
     """Return the identifiers, of dialogues that are held or logged, that begin with `prefix`."""
     names = ("dialogue_id FROM dialogues", "dialogue_id FROM decisions", "victim_id FROM decisions")
     union = " UNION ".join(f"SELECT {name}" for name in names)
-    query = f"SELECT dialogue_id FROM ({union}) WHERE substr(dialogue_id, 1, length(?1)) = ?1 AND dialogue_id <> ?2"
-    return [dialogue_id for (dialogue_id,) in sql.execute(query, (prefix, FORGOTTEN))]
+    query = f"SELECT dialogue_id FROM ({union}) WHERE substr(dialogue_id, 1, length(:prefix)) = :prefix AND dialogue_id <> :gone"
+    return [dialogue_id for (dialogue_id,) in sql.execute(query, {"prefix": prefix, "gone": FORGOTTEN})]
 
 
 def has_dialogue(sql: sqlite3.Connection, dialogue_id: str) -> bool:
@@ -229,9 +229,9 @@ def delete_dialogue(sql: sqlite3.Connection, dialogue_id: str) -> tuple[Part, in
 def fill_gap(sql: sqlite3.Connection, part: Part, bin_number: int) -> None:
     """Move the dialogue of a part's last bin into an empty bin before it."""
     sql.execute(
-        """UPDATE dialogues SET bin = ?1 WHERE part = ?2 AND bin > ?1
-           AND bin = (SELECT max(bin) FROM dialogues WHERE part = ?2)""",
-        (bin_number, part),
+        """UPDATE dialogues SET bin = :empty WHERE part = :part AND bin > :empty
+           AND bin = (SELECT max(bin) FROM dialogues WHERE part = :part)""",
+        {"empty": bin_number, "part": part},
     )
 
 
@@ -260,7 +260,7 @@ def select_decisions(sql: sqlite3.Connection, dialogue_id: str | None, limit: in
     """Return logged decisions, newest first: those in which a dialogue came or left, or all."""
     if dialogue_id is None:
         return _logged(sql, "ORDER BY c.sequence DESC LIMIT ?", limit)
-    clause = "WHERE c.dialogue_id = ?1 OR c.victim_id = ?1 ORDER BY c.sequence DESC LIMIT ?2"
+    clause = "WHERE ? IN (c.dialogue_id, c.victim_id) ORDER BY c.sequence DESC LIMIT ?"
     return _logged(sql, clause, dialogue_id, limit)
 
 

@@ -25,7 +25,7 @@ from client.reading import Row, device_of, read
 from client.selection.metrics import eoe_energy, eoe_histogram
 from florilegium.errors import ConfigError, ModelError
 
-__all__ = ["BaseModel", "Embedding", "Generation", "Prompt", "load_model"]
+__all__ = ["BaseModel", "Embedding", "Generation", "Prompt", "default_device", "load_model"]
 
 MAX_CONTEXT = 4096  # a device's memory: no sequence is longer, whatever a model says it takes
 
@@ -228,9 +228,13 @@ def load_model(
     """
     _check_one_of("dtype", dtype, ("auto", "float32", "bfloat16"))
     _check_one_of("quantization", quantization, (None, "int8", "int4"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _load(name_or_path, locate(name_or_path), dtype, quantization, device)
+    place = default_device() if device == "auto" else device
+    return _load(name_or_path, locate(name_or_path), dtype, quantization, place)
+
+
+def default_device() -> str:
+    """Return where a model is put that is asked for with the device "auto"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @functools.lru_cache(maxsize=4)

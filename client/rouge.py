@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rouge_score.rouge_scorer import RougeScorer
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 __all__ = ["Tokenizer", "rouge", "rouge1", "rouge_l"]
 
@@ -43,19 +44,22 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple("".join(letters).split())
 
 
-_BOTH: Final = RougeScorer(["rouge1", "rougeL"], tokenizer=Tokenizer())
-_ONE: Final = RougeScorer(["rouge1"], tokenizer=Tokenizer())
+@functools.cache
+def _scorer(*metrics: str) -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer  # all of NLTK comes with it, most of a second
+
+    return RougeScorer(list(metrics), tokenizer=Tokenizer())
 
 
 def rouge(candidate: str, reference: str) -> tuple[float, float]:
     """Return ROUGE-1 and ROUGE-L F1, each in [0, 1]; 0 where a text has no word."""
-    scores = _BOTH.score(reference, candidate)
+    scores = _scorer("rouge1", "rougeL").score(reference, candidate)
     return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)
 
 
 def rouge1(candidate: str, reference: str) -> float:
     """Return ROUGE-1 F1, in [0, 1]."""
-    return float(_ONE.score(reference, candidate)["rouge1"].fmeasure)
+    return float(_scorer("rouge1").score(reference, candidate)["rouge1"].fmeasure)
 
 
 def rouge_l(candidate: str, reference: str) -> float:

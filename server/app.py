@@ -82,13 +82,14 @@ class GridTransport:
     Args:
         grid: Flower's, or one of ours.
         config: of the run.
+        pause: waits for so many seconds, or until there may be an answer.
 
     Attributes:
         run: by which devices tell this run from others.
     """
 
-    def __init__(self, grid: Grid, config: CoordinationConfig) -> None:
-        self._grid, self._config = grid, config
+    def __init__(self, grid: Grid, config: CoordinationConfig, *, pause: Callable[[float], None] = time.sleep) -> None:
+        self._grid, self._config, self._pause = grid, config, pause
         self._ranks: dict[int, int] = {}
         self._sent: dict[str, tuple[int, int]] = {}  # device and round, by message
         self._arrived: deque[Answer] = deque()
@@ -115,7 +116,7 @@ class GridTransport:
             yield from self._pull(sent)
         ends = _after(seconds)
         while sent and time.monotonic() < ends:
-            time.sleep(_POLL_SECONDS)
+            self._pause(_POLL_SECONDS)
             yield from self._pull(sent)
 
     def send(self, requests: Iterable[Request]) -> None:
@@ -133,7 +134,7 @@ class GridTransport:
             if time.monotonic() >= ends:
                 return
             if self._sent:
-                time.sleep(_POLL_SECONDS)
+                self._pause(_POLL_SECONDS)
 
     def wait(self) -> None:
         """Wait for more devices to connect."""

@@ -1,4 +1,4 @@
-"""What a measurement depends on: settings, the model's weights, the code that measured, and each user's data.
+"""What a measurement depends on: settings, weights, code, where and how precisely it computes, and each user's data.
 
 A piece of a run (one user of one seed under one arm) depends on nothing else: not on the other users, seeds and arms,
 so a run can be given more of them. Weights, code and data enter as hashes, which name no folder and hold no text.
@@ -35,7 +35,7 @@ def describe_run(
     """Return what `config.json` says of a run; `source` tells its reader how the users were made."""
     return RunConfig(
         identity=config.identity()
-        | {"weights": _weights(config.model), "code": _code()}
+        | {"weights": _weights(config.model), "code": _code(), "arithmetic": _arithmetic()}
         | {name: version(name) for name in _LIBRARIES},
         request=config.selection() | {"seeds": list(users_by_seed), "source": dict(source)},
         data={seed: {user.user_id: _data(user) for user in users} for seed, users in users_by_seed.items()},
@@ -58,6 +58,17 @@ def _weights(model: str) -> str:
 
     folder = Path(locate(model))
     return _hash(path for path in folder.iterdir() if path.suffix in _WEIGHTS) if folder.is_dir() else model
+
+
+def _arithmetic() -> str:
+    """Return where models are, and in which precision they are trained, where nobody says otherwise."""
+    import torch
+
+    from client.finetuning.precision import resolve_precision
+    from client.model import default_device
+
+    device = default_device()
+    return f"{device} {resolve_precision('auto', torch.float32, torch.device(device))}"
 
 
 @cache

@@ -11,15 +11,16 @@ import os
 import signal
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Final, Generic, TypeVar
 
 from florilegium.errors import FlorilegiumError
 
-__all__ = ["stream"]
+__all__ = ["Crew", "stream"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -53,28 +54,65 @@ def stream(
         for task in tasks:
             yield from play(task)
         return
-    waiting = list(reversed(tasks))
-    crew = [_Worker(play) for _ in range(min(workers, len(tasks)))]
-    busy = {worker.pipe: worker for worker in crew}
-    try:
-        for worker in crew:
-            worker.send(waiting.pop())
-        while busy:
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
-                message = busy[pipe].receive()
-                if isinstance(message, _Part):
-                    yield message.result
-                elif message.error:
-                    raise message.error
-                elif waiting:
-                    busy[pipe].send(waiting.pop())
-                else:
-                    del busy[pipe]
-    finally:
-        for worker in crew:
-            worker.dismiss(idle=worker.pipe not in busy)
-        for worker in crew:
+    waiting = deque(tasks)
+    with closing(Crew(play, workers=min(workers, len(tasks)))) as crew:
+        while waiting or crew.is_busy:
+            while waiting and crew.has_room:
+                crew.send(waiting.popleft())
+            yield from crew.results()
+
+
+class Crew(Generic[Task, Result]):
+    """Workers that wait for tasks.
+
+    Args:
+        play: yields the results of one task; a module-level function, since workers import it.
+        workers: processes.
+    """
+
+    def __init__(self, play: Callable[[Task], Iterator[Result]], *, workers: int) -> None:
+        self._free = [_Worker(play) for _ in range(workers)]
+        self._busy: dict[Connection, _Worker[Task, Result]] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a worker is free."""
+        return bool(self._free)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task is under way."""
+        return bool(self._busy)
+
+    def send(self, task: Task) -> None:
+        """Let a free worker begin a task."""
+        worker = self._free.pop()
+        self._busy[worker.pipe] = worker
+        worker.send(task)
+
+    def results(self, seconds: float | None = None) -> Iterator[Result]:
+        """Yield what has come by the time that anything has, or that so many seconds are over.
+
+        Raises:
+            FlorilegiumError: what a task raised, or a worker that died.
+        """
+        for pipe in wait(list(self._busy), seconds):
+            assert isinstance(pipe, Connection)
+            message = self._busy[pipe].receive()
+            if isinstance(message, _Part):
+                yield message.result
+            elif message.error:
+                raise message.error
+            else:
+                self._free.append(self._busy.pop(pipe))
+
+    def close(self) -> None:
+        """End all workers, those at work too."""
+        for worker in self._free:
+            worker.dismiss(idle=True)
+        for worker in self._busy.values():
+            worker.dismiss(idle=False)
+        for worker in [*self._free, *self._busy.values()]:
             worker.stop()
 
 

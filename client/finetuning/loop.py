@@ -102,7 +102,7 @@ def mean_gradient(
     """Return the gradient of the mean loss over all examples, without dropout and without a step.
 
     Returns:
-        It, keyed as the slot's state is.
+        It, in main memory, keyed as the slot's state is.
 
     Raises:
         InputError: the examples cannot be used.
@@ -111,7 +111,7 @@ def mean_gradient(
     rows = make_rows(model, examples)
     with InterruptGate() as gate, _prepared(model, target, rows, config or FineTuneConfig(), None) as run:
         run.backward(Batch(0, rows), gate, dropout=False)
-        flat = run.slot_gradient.clone()
+        flat = run.slot_gradient.to("cpu", copy=True)
         gate.check()
     parameters = model.parameters(target.slot)
     parts = torch.split(flat, [parameter.numel() for parameter in parameters.values()])
@@ -122,8 +122,10 @@ def mean_gradient(
 def _prepared(
     model: AdaptedModel, target: Target, rows: Sequence[Row], config: FineTuneConfig, checkpoint: Path | None
 ) -> Iterator[_Run]:
-    work = _fingerprint(model, target, rows, config)
-    saved = read_checkpoint(checkpoint, work) if checkpoint is not None else None
+    work, saved = "", None
+    if checkpoint is not None:
+        work = _fingerprint(model, target, rows, config)
+        saved = read_checkpoint(checkpoint, work)
     with ExitStack() as stack:
         network, plan = _fitting(stack, model, target, rows, config, checkpoint is not None, saved)
         if plan.recompute:

@@ -207,8 +207,9 @@ def _saved_bytes(network: Network, row: Row) -> int:
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        alone = tensor.detach()  # with its graph, which holds what is returned, it would never be freed
+        kept[tensor.untyped_storage().data_ptr()] = alone
+        return alone
 
     packed = network.pack([row])
     weights = packed.token_weights(Batch(0, (row,)), "example")

@@ -2,7 +2,7 @@
 
     devices → who is online and not at work      ask → who is heard by the deadline, by arrival      wait → time goes on
 
-The runtime plays a device's work when its reply would arrive, one device at a time. Who is late is played as well,
+The runtime plays devices' work in the order in which their replies would arrive. Who is late is played as well,
 since it works in vain and is changed by that; its reply is thrown away, and it is not asked before it is done. Who
 drops out is never played. In asynchronous rounds `send` gives out tasks and `poll` yields replies as they arrive.
 
@@ -116,12 +116,10 @@ class SimulatedFleet:
         rules = replace(self._rules, deadline_seconds=math.inf if seconds is None else seconds)
         outcome = play_round(map(self._task, asked), start=self.now, rules=rules)
         del asked  # each request is let go when it has been played
-        for run in outcome.replies:
-            yield from self._play(by_index.pop(run.device))
-        for run in sorted(outcome.missed, key=lambda run: run.arrives_at):
-            if run.arrived:
-                for _ in self._play(by_index.pop(run.device)):
-                    pass  # nobody is there to hear it
+        yield from self._inner.ask((by_index.pop(run.device) for run in outcome.replies), seconds=None)
+        late = sorted((run for run in outcome.missed if run.arrived), key=lambda run: run.arrives_at)
+        for _ in self._inner.ask((by_index.pop(run.device) for run in late), seconds=None):
+            pass  # nobody is there to hear it
         self._presence.advance(outcome.ended_at)
         for run in outcome.missed:
             self._presence.occupy(run.device, run.stops_at)

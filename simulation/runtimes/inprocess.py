@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity  # messages cannot be made without one
 
-__all__ = ["InProcessGrid", "run_in_process"]
+__all__ = ["InProcessGrid", "name_task", "node_of", "run_in_process", "unknown_node"]
 
 _SERVER_NODE: Final = 1
 _RUN: Final = 1
@@ -52,7 +52,7 @@ class InProcessGrid(Grid):
         self._node_config, self._node_configs = dict(node_config or {}), node_configs
         self._online = online
         self._replies: dict[str, Message] = {}
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _SERVER_NODE
+        name_task()
 
     def set_run(self, run: Run) -> None:
         """Remember the run's record, for apps that ask for it."""
@@ -98,20 +98,34 @@ class InProcessGrid(Grid):
             yield self._play(message)
 
     def _play(self, message: Message) -> Message:
+        context = self._prepare(message)
+        return unknown_node(message) if context is None else self._client(message, context)
+
+    def _prepare(self, message: Message) -> Context | None:
+        """Name a message, copy its content, and return what its node knows; None if there is no such node."""
         number = message.metadata.dst_node_id - _FIRST_NODE
         message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
         if not 0 <= number < self._devices:
-            return Message(Error(_UNKNOWN_NODE), reply_to=message)
+            return None
+        message.content = copy(message.content)
         own = {} if self._node_configs is None else self._node_configs[number]
-        context = Context(
+        return Context(
             run_id=_RUN,
             node_id=message.metadata.dst_node_id,
             node_config={**self._node_config, **own, "partition-id": number, "num-partitions": self._devices},
             state=RecordDict(),
             run_config={},
         )
-        message.content = copy(message.content)
-        return self._client(message, context)
+
+
+def unknown_node(message: Message) -> Message:
+    """Return what a message to nobody is answered with."""
+    return Message(Error(_UNKNOWN_NODE), reply_to=message)
+
+
+def name_task() -> None:
+    """Let this process make messages: Flower asks which task it does."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _SERVER_NODE
 
 
 def node_of(number: int) -> int:

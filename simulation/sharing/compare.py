@@ -134,21 +134,22 @@ class _Run:
 
     def play(self) -> None:
         """Play what is missing, arm by arm."""
+        left = [(arm, seed) for arm in self._arms for seed in self._users if not self._is_finished(seed, arm)]
+        alone = len(left) == 1  # then it has all processes for its devices
         tasks = [
             ArmTask(
                 seed=seed,
-                users=tuple(users),
+                users=tuple(self._users[seed]),
                 unseen=self._config.unseen,
                 arm=arm,
                 config=self._config,
                 folder=self._ground(seed).folder,
                 run=self._directory.path,
+                workers=self._workers if alone else 1,
             )
-            for arm in self._arms
-            for seed, users in self._users.items()
-            if not self._is_finished(seed, arm)
+            for arm, seed in left
         ]
-        with closing(stream(play_arm, tasks, workers=self._workers)) as played:
+        with closing(stream(play_arm, tasks, workers=1 if alone else self._workers)) as played:
             for result in played:
                 if isinstance(result, RoundDone):
                     self._rounds[result.seed, result.arm] = result.round + 1

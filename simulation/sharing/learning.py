@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ from server.registry import Registry
 from server.transport import BufferedTransport, Transport
 from simulation.fleet import FleetConfig, LocalWork, SimulatedFleet, assign, summarize
 from simulation.hostile import Hostile
+from simulation.runtimes.crew import CrewGrid
 from simulation.runtimes.deployment import run_deployment
 from simulation.runtimes.inprocess import InProcessGrid, node_of
 from simulation.runtimes.ray import run_ray
@@ -57,6 +59,7 @@ class ArmTask:
         config: of the comparison.
         folder: of the seed.
         run: the run's directory, which keeps what outlives the folder.
+        workers: processes that play devices of a round; with 1, this one does.
     """
 
     seed: int
@@ -66,6 +69,7 @@ class ArmTask:
     config: SharingConfig
     folder: Path
     run: Path
+    workers: int = 1
 
     @property
     def devices(self) -> int:
@@ -87,7 +91,7 @@ class Learning(ABC):
     """How the devices of an arm come to what they answer with."""
 
     def __init__(self, task: ArmTask, ground: Ground) -> None:
-        self.task, self.ground = task, ground
+        self.task, self.ground, self._open = task, ground, ExitStack()
 
     @abstractmethod
     def go_to(self, number: int) -> None:
@@ -104,6 +108,10 @@ class Learning(ABC):
     def shared_adapter(self) -> Version | None:
         """Return the shared adapter after the last round; None if nothing is shared."""
         return None
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+        self._open.close()
 
     @property
     def _plan(self) -> Plan:
@@ -181,10 +189,14 @@ class _Coordinated(Learning):
         self._clock: SimulatedFleet | None = None
         self._config = config = task.config.coordination(task.arm, task.devices)
         self._fleet = ground.fleet.branch(self._home / "fleet", ranks=self._ranks())
-        grid = InProcessGrid(app, task.devices, node_config={"fleet": str(self._fleet.folder)})
-        self._server = coordinator(
-            config, GridTransport(grid, config), self._home / "server", around=self._around(config)
-        )
+        told = {"fleet": str(self._fleet.folder)}
+        if task.workers == 1:
+            transport = GridTransport(InProcessGrid(app, task.devices, node_config=told), config)
+        else:
+            crew = CrewGrid(task.devices, workers=task.workers, node_config=told)
+            self._open.callback(crew.close)
+            transport = GridTransport(crew, config, pause=crew.pause)
+        self._server = coordinator(config, transport, self._home / "server", around=self._around(config))
         self._progress = self._server.progress()
         if self._clock is not None:
             self._clock.resume(self._progress.round)

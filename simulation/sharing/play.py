@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,11 +39,11 @@ class RoundDone:
 
 def play_arm(task: ArmTask) -> Iterator[RoundDone | list[RoundRecord]]:
     """Yield a sign after each round, and at the end one list of records for each device."""
-    with single_thread(), RoundWriter(task.kept("tensorboard")) as board:
+    with single_thread(), RoundWriter(task.kept("tensorboard")) as board, ExitStack() as stack:
         try:
             ground = Ground(task.folder)
             records = _Records(ground.arm(task.arm.name) / "records.jsonl")
-            learning = make_learning(task, ground)
+            learning = stack.enter_context(closing(make_learning(task, ground)))
             meter = _Meter(task, ground, learning)
             began = time.perf_counter()
             for number in range(task.config.rounds + 1):

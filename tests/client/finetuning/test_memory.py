@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import subprocess
 import sys
@@ -84,6 +85,16 @@ def test_activations_are_counted_as_autograd_keeps_them(network: Network) -> Non
     assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.05)  # linear in the tokens
     kept = 4 * 32 * (32 + 32 + 64)  # at least the inputs of the query, of the gate and of down_proj, float32
     assert kept < counts[2] < 20 * kept
+
+
+def test_what_was_counted_is_freed(network: Network) -> None:
+    def held() -> int:
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    memory._saved_bytes(network, row(0, 8))
+    before = held()
+    memory._saved_bytes(network, row(0, 8))
+    assert held() == before
 
 
 def test_the_meter_sees_what_was_freed() -> None:

@@ -67,7 +67,9 @@ class Runtime:
 
     def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
         assert seconds is None, "the fleet's deadlines are not the runtime's"
-        (request,) = requests
+        return map(self._play, requests)
+
+    def _play(self, request: Request) -> Answer:
         if self.dies_at == len(self.played):
             raise KilledError
         self.played.append((request.turn.round, request.device))
@@ -76,7 +78,7 @@ class Runtime:
         if request.turn.round not in rounds:
             rounds.append(request.turn.round)
         draw = torch.Generator().manual_seed(1000 * request.device + len(rounds))
-        yield Answer(
+        return Answer(
             device=request.device,
             tensors={key: torch.randn(tensor.shape, generator=draw) for key, tensor in request.down.items()},
         )

@@ -164,10 +164,13 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     assert without_seconds(tmp_path / "run") == expected
 
 
-def test_workers_change_nothing(finished: Finished, tmp_path: Path, tiny_model_folder: Path) -> None:
-    config = make_config(tiny_model_folder, arms=("local", "fedit"), workers=2)
+@pytest.mark.parametrize("arms", [("local", "fedit"), ("dual+fedsa",)], ids=["an-arm-each", "a-device-each"])
+def test_workers_change_nothing(
+    arms: tuple[str, ...], finished: Finished, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    config = make_config(tiny_model_folder, arms=arms, workers=2)
     run_sharing({0: USERS[0]}, config, tmp_path / "run")
-    expected = [r for r in without_seconds(finished[0]) if r["arm"] in ("local", "fedit") and r["seed"] == 0]
+    expected = [r for r in without_seconds(finished[0]) if r["arm"] in arms and r["seed"] == 0]
     assert without_seconds(tmp_path / "run") == expected
 
 
