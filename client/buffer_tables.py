@@ -175,7 +175,8 @@ def select_matching(sql: sqlite3.Connection, prefix: str) -> list[str]:
     """Return the identifiers, of dialogues that are held or logged, that begin with `prefix`."""
     names = ("dialogue_id FROM dialogues", "dialogue_id FROM decisions", "victim_id FROM decisions")
     union = " UNION ".join(f"SELECT {name}" for name in names)
-    query = f"SELECT dialogue_id FROM ({union}) WHERE substr(dialogue_id, 1, length(:prefix)) = :prefix AND dialogue_id <> :gone"
+    begins = "substr(dialogue_id, 1, length(:prefix)) = :prefix AND dialogue_id <> :gone"
+    query = f"SELECT dialogue_id FROM ({union}) WHERE {begins}"
     return [dialogue_id for (dialogue_id,) in sql.execute(query, {"prefix": prefix, "gone": FORGOTTEN})]
 
 
