@@ -178,7 +178,7 @@ class AdaptedModel:
         return not any(bool(tensor.detach().any()) for key, tensor in parameters.items() if ".lora_B." in key)
 
     def state(self, slot: str) -> dict[str, Tensor]:
-        """Return a copy of the slot's tensors, in main memory, keyed as PEFT's files key them, without the slot's name."""
+        """Return a copy of the slot's tensors in main memory, keyed as PEFT's files key them: no slot's name inside."""
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._slot(slot).parameters.items()}
 
     @torch.no_grad()

@@ -483,19 +483,19 @@ def test_a_device_on_the_card_learns_a_round(dtype: str, tmp_path: Path, tiny_mo
         "finetuning": {"epochs": 10, "batch_size": 4, "learning_rate": 0.01},
     }
     Device.create(tmp_path / "d", DeviceSettings.parse(values))
-    answers = Oracle({f"d{number}": "It is the red box by the door." for number in range(20)})
+    answers = Oracle({f"d{number}": "It is the red box by the door." for number in range(30)})
     with Device.open(tmp_path / "d", annotator=answers) as device:
         for number in range(20):
             device.observe(f"Where is box {number}?", "I do not know.", dialogue_id=f"d{number}")
-        before = device.observe("Where is box 99?").dialogue.response
+        before = device.observe("Where is box 99?", dialogue_id="d20").dialogue.response
         report = device.learn()
         assert report.outcome == "promoted"
         assert report.training is not None
         assert report.training.choices["dtype"] == ("bfloat16" if torch.cuda.is_bf16_supported() else "float32")
         assert device._model.adapted.base.device == CUDA
-        after = device.observe("Where is box 99?").dialogue.response
+        after = device.observe("Where is box 99?", dialogue_id="d21").dialogue.response
     with Device.open(tmp_path / "d") as device:
-        assert device.observe("Where is box 99?").dialogue.response == after != before
+        assert device.observe("Where is box 99?", dialogue_id="d22").dialogue.response == after != before
 
 
 ALONE = """
