@@ -238,3 +238,30 @@ def test_a_layer_that_carries_a_state_along_forbids_packing(tiny_model: BaseMode
         assert not network.packs
         loss, _ = packed_gradient(network, model, ROWS)
     assert loss == pytest.approx(reference(model, ROWS)[0], rel=1e-5)
+
+
+def test_whether_rows_pack_is_found_once(tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(tiny_model)
+    probes: list[torch.dtype] = []
+    probe = Network.probe
+
+    def noted(network: Network) -> Tensor:
+        probes.append(network.dtype)
+        return probe(network)
+
+    monkeypatch.setattr(Network, "probe", noted)
+    for dtype in (torch.float32, torch.float32, torch.bfloat16):
+        with training_network(model, PERSONAL, dtype) as network:
+            assert network.packs
+    assert probes == [torch.float32] * 2 + [torch.bfloat16] * 2, "alone and packed, for each precision"
+
+
+def test_an_adapter_that_is_not_finite_says_nothing_of_whether_rows_pack(tiny_model: BaseModel) -> None:
+    model = adapted(tiny_model)
+    flat = model.flat(PERSONAL).clone()
+    model.flat(PERSONAL).fill_(torch.nan)
+    with training_network(model, PERSONAL, torch.float32) as network:
+        assert not network.packs
+    model.flat(PERSONAL).copy_(flat)
+    with training_network(model, PERSONAL, torch.float32) as network:
+        assert network.packs
