@@ -362,6 +362,17 @@ def test_to_be_judged_changes_nothing_of_what_is_learned(model: AdaptedModel, tm
         assert all(torch.equal(tensor, its[section][key]) for key, tensor in mine[section].items())
 
 
+@pytest.mark.parametrize(("way", "kept"), [("none", set()), ("ditto", {"personal"}), ("dual", {"personal", "start"})])
+def test_what_a_round_needed_is_not_kept_beyond_it(
+    way: str, kept: set[str], model: AdaptedModel, tmp_path: Path
+) -> None:
+    """What an exact codec leaves unsaid, nothing but zeros, is not kept at all."""
+    fleet = Fleet(Plan(rule=FedIT(), personal=PERSONAL_WAYS.get(way)), model, tmp_path)
+    fleet.round(1)
+    sections = FileMemory(tmp_path / "0" / "memory").read()
+    assert {name for name, tensors in sections.items() if tensors} == kept | {"sent0", "mark"}
+
+
 def test_metrics_are_said_again_as_they_were(model: AdaptedModel, tmp_path: Path) -> None:
     fleet = Fleet(Plan(rule=FedIT(), weighting="rows"), model, tmp_path)
     first = judged(fleet, unit=0.3)
