@@ -3,8 +3,9 @@
     tokens = steps · rows of a step · tokens of a row,   bytes down = the request's,   bytes up = as the plan declares
 
 Nothing is trained for that: shapes follow from the plan, and steps from the hyperparameters as a device clamps them. A
-gradient reads every row once. A zeroth-order step counts as one of training: two forward passes take the 4 operations a
-base weight of one forward and one backward pass.
+gradient reads every row once. Two forward passes take the 4 operations a base weight of one forward and one backward
+pass: so a zeroth-order step counts as one of training, and judging an improvement, on the hold-out before the work and
+after it, as reading that once.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class LocalWork:
         parameters: of the frozen base, without embedding tables that are only looked up.
         row_tokens: mean length of a row.
         rows: mean number of rows that a device learns from.
+        holdout_rows: mean number of rows that it judges by.
     """
 
     plan: Plan
@@ -41,6 +43,7 @@ class LocalWork:
     parameters: int
     row_tokens: float
     rows: float
+    holdout_rows: float = 0.0
 
     def __call__(self, request: Request) -> TaskCost:
         """Return what the request asks."""
@@ -61,7 +64,8 @@ class LocalWork:
             return self.rows if work == "gradient" else 0.0
         asked = clamp(request.hyperparameters, LocalBounds())
         steps, batch_size = (asked.get(name, HYPERPARAMETERS[name].default) for name in ("steps", "batch_size"))
-        return steps * min(batch_size, self.rows)
+        judged = self.holdout_rows if request.improvement_unit > 0 else 0.0
+        return steps * min(batch_size, self.rows) + judged
 
 
 def _bytes(tensors: Tensors) -> int:

@@ -302,6 +302,7 @@ class _Coordinated(Learning):
                 parameters=_multiplied(base),
                 row_tokens=sum(lengths) / len(lengths),
                 rows=len(rows),
+                holdout_rows=len(self._fleet.holdout(0, self.task.config.rounds)),
             )
 
 

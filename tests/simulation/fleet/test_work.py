@@ -94,3 +94,11 @@ def test_exchanges_without_training_by_hand(name: str, number: int, tokens: list
         found.append(work(plan)(asked).tokens)
         state = advance(rule, state, [device.answer(rule, state, at, noise, gradient)], at)
     assert found == tokens
+
+
+def test_judging_an_improvement_reads_the_holdout_as_training_does_once() -> None:
+    plan = Plan(rule=RULES["fedit"]())
+    asked = request(plan, begin(RULES["fedit"]()), turn(), steps=4.0, batch_size=8.0)
+    judging = replace(work(plan), holdout_rows=5.0)
+    assert judging(asked).tokens == 4 * 8 * 40
+    assert judging(replace(asked, improvement_unit=1.0)).tokens == (4 * 8 + 5) * 40
