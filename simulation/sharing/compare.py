@@ -133,9 +133,16 @@ class _Run:
                 self._show("preparing devices")
 
     def play(self) -> None:
-        """Play what is missing, arm by arm."""
+        """Play what is missing: a process for each arm of a seed; one that shares and is left alone has all of them."""
         left = [(arm, seed) for arm in self._arms for seed in self._users if not self._is_finished(seed, arm)]
-        alone = len(left) == 1  # then it has all processes for its devices
+        sharing = [each for each in left if each[0].shares]
+        if len(sharing) == 1:
+            self._play([each for each in left if each not in sharing], workers=self._workers)
+            self._play(sharing, workers=1, workers_each=self._workers)
+        else:
+            self._play(left, workers=self._workers)
+
+    def _play(self, pieces: Sequence[tuple[SharingArm, int]], *, workers: int, workers_each: int = 1) -> None:
         tasks = [
             ArmTask(
                 seed=seed,
@@ -145,11 +152,11 @@ class _Run:
                 config=self._config,
                 folder=self._ground(seed).folder,
                 run=self._directory.path,
-                workers=self._workers if alone else 1,
+                workers=workers_each,
             )
-            for arm, seed in left
+            for arm, seed in pieces
         ]
-        with closing(stream(play_arm, tasks, workers=1 if alone else self._workers)) as played:
+        with closing(stream(play_arm, tasks, workers=workers)) as played:
             for result in played:
                 if isinstance(result, RoundDone):
                     self._rounds[result.seed, result.arm] = result.round + 1
