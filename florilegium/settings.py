@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -95,12 +95,13 @@ def _explain(cls: type, problem: tuple[tuple[str, ...], str, str, object], sourc
     return f"{source}: {name} = {value!r} is refused: {rule[:1].lower() + rule[1:]}"
 
 
-def _keys(cls: type, path: tuple[str, ...]) -> list[str]:
-    """Return the keys of the (nested) settings or dataclass at `path`."""
+def _keys(kind: Any, path: tuple[str, ...]) -> list[str]:
+    """Return the keys of the settings or dataclass at `path` below a type; optional ones and tables of them, too."""
+    if path and get_origin(kind) is dict:
+        return _keys(get_args(kind)[1], path[1:])
+    if not isinstance(kind, type):
+        return [key for inner in get_args(kind) for key in _keys(inner, path)]
+    known = kind.model_fields if issubclass(kind, BaseModel) else {}
     if path:
-        field = cls.model_fields.get(path[0]) if issubclass(cls, BaseModel) else None
-        inner = None if field is None else field.annotation
-        return _keys(inner, path[1:]) if isinstance(inner, type) else []
-    if issubclass(cls, BaseModel):
-        return list(cls.model_fields)
-    return [each.name for each in fields(cls)] if is_dataclass(cls) else []
+        return _keys(known[path[0]].annotation, path[1:]) if path[0] in known else []
+    return list(known) or ([each.name for each in fields(kind)] if is_dataclass(kind) else [])

@@ -15,6 +15,8 @@ class Outer(Settings):
     bins: int = Field(128, ge=1)
     policy: str = "improved"
     adapter: Inner = Inner()
+    second: Inner | None = None
+    others: dict[str, Inner] = Field(default_factory=dict)
 
 
 def test_values_are_parsed_with_nested_tables(tmp_path: Path) -> None:
@@ -28,6 +30,12 @@ def test_unknown_key_names_the_nearest() -> None:
         Outer.parse({"polcy": "paper"})
     with pytest.raises(ConfigError, match=r"unknown key 'adapter\.rnk'; did you mean 'rank'"):
         Outer.parse({"adapter": {"rnk": 2}})
+
+
+@pytest.mark.parametrize("values", [{"second": {"rnk": 1}}, {"others": {"a": {"rnk": 1}}}])
+def test_unknown_key_of_an_optional_table_names_the_nearest(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"\.rnk'; did you mean 'rank'"):
+        Outer.parse(values)
 
 
 def test_unknown_key_with_no_neighbour_lists_what_is_known() -> None:

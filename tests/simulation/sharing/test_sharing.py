@@ -164,9 +164,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     assert without_seconds(tmp_path / "run") == expected
 
 
-@pytest.mark.parametrize(
-    "arms", [("fedit", "mine"), ("local", "dual+fedsa")], ids=["an-arm-each", "a-device-each"]
-)
+@pytest.mark.parametrize("arms", [("fedit", "mine"), ("local", "dual+fedsa")], ids=["an-arm-each", "a-device-each"])
 def test_workers_change_nothing(
     arms: tuple[str, ...], finished: Finished, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
