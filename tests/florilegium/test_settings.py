@@ -39,7 +39,7 @@ def test_unknown_key_of_an_optional_table_names_the_nearest(values: dict[str, ob
 
 
 def test_unknown_key_with_no_neighbour_lists_what_is_known() -> None:
-    with pytest.raises(ConfigError, match="known keys: adapter, bins, policy"):
+    with pytest.raises(ConfigError, match="known keys: adapter, bins, others, policy, second"):
         Outer.parse({"zzzzzz": 1})
 
 
