@@ -6,6 +6,7 @@ depends on the number of workers.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from simulation.workers import Crew
 __all__ = ["CrewGrid"]
 
 _CLIENT: Final = "client.app:app"
+_LOOK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,21 @@ class CrewGrid(InProcessGrid):
         return [self._replies.pop(name) for name in list(takewhile(self._replies.__contains__, message_ids))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Have messages played, and yield the replies in their order."""
+        """Have messages played, and yield the replies in their order, as many as come in time (seconds)."""
         names = list(self.push_messages(messages))
-        while names:
+        ends = math.inf if timeout is None else time.monotonic() + timeout
+        while names and time.monotonic() < ends:
             replies = list(self.pull_messages(names))
             yield from replies
             names = names[len(replies) :]
-            self.pause(timeout)
+            if names:
+                self.pause(_LOOK_SECONDS)
 
-    def pause(self, seconds: float | None) -> None:
+    def pause(self, seconds: float) -> None:
         """Wait until there is a reply, for so many seconds at most."""
         if self._crew is not None and self._crew.is_busy:
             self._collect(seconds)
-        elif seconds is not None:
+        else:
             time.sleep(seconds)
 
     def close(self) -> None:
