@@ -43,6 +43,7 @@ def simulate(
     turns: Annotated[int, typer.Option(help="Dialogues of each user of the built-in world.", min=1)] = 160,
     heldout: Annotated[int, typer.Option(help="Held-out questions of each user.", min=1)] = 20,
     model: Annotated[str | None, typer.Option(help='"seedling", a Hub name or a local path.')] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core by default.", min=1)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory; by default runs/… by its content. An unfinished run goes on.")
     ] = None,
@@ -57,6 +58,7 @@ def simulate(
     given: dict[str, object] = {
         "arms": None if strategy is None else ("none", strategy),
         "cohort": cohort, "rounds": rounds, "measured": measured, "model": model, "runtime": runtime,
+        "workers": workers,
         "deadline_seconds": None if deadline is None else 3600 * deadline,
     }  # fmt: skip
     settings = _settings(config, devices, given, {"dropout": dropout, "stragglers": stragglers})
