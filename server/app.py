@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from client.adapters import fresh_adapter
@@ -93,6 +93,7 @@ class GridTransport:
         self._ranks: dict[int, int] = {}
         self._sent: dict[str, tuple[int, int]] = {}  # device and round, by message
         self._arrived: deque[Answer] = deque()
+        self._records: dict[str, tuple[Tensors, ArrayRecord]] = {}
         plan = config.make_plan()
         self._asks_ranks = plan.rule is not None and plan.rule.mixed_ranks
         self.run = 0
@@ -187,12 +188,20 @@ class GridTransport:
         content = RecordDict(
             {
                 "turn": told,
-                "down": to_record(request.down),
-                "agreement": to_record(request.agreement),
+                "down": self._record("down", request.down),
+                "agreement": self._record("agreement", request.agreement),
                 "hyperparameters": MetricRecord(dict(request.hyperparameters)),
             }
         )
         return Message(content, request.device, MessageType.TRAIN)
+
+    def _record(self, name: str, tensors: Tensors) -> ArrayRecord:
+        """Return a record of tensors; the bytes of those that the last device was sent as well are shared."""
+        last, record = self._records.get(name, ({}, ArrayRecord()))
+        if list(last) != list(tensors) or any(last[key] is not tensor for key, tensor in tensors.items()):
+            record = to_record(tensors)
+            self._records[name] = tensors, record
+        return ArrayRecord(dict(record))
 
 
 def _after(seconds: float | None) -> float:

@@ -121,8 +121,7 @@ class Gathering:
         self._sums_payloads = plan.codec.is_linear and buffer is None
         self._noise = noise or SystemSource()
         self._replies: list[Reply] = []
-        self._contents: Contents = {}
-        self._total: Tensor | None = None
+        self._total: list[tuple[Contents, Tensor]] | None = None
         self._weight = 0.0
         self.count = 0
 
@@ -184,12 +183,13 @@ class Gathering:
         if privacy is not None and privacy.placement == "central":
             tensors, weight = bound(tensors, privacy), 1.0
         # In float64, so that the order in which replies come is lost in the last rounding to float32.
-        ((contents, values),) = pack({key: tensor.double() for key, tensor in tensors.items()})
+        packed = pack(tensors)
         if self._total is None:
-            self._contents, self._total = contents, torch.zeros_like(values)
-        elif contents != self._contents:
+            self._total = [(contents, torch.zeros_like(values, dtype=torch.float64)) for contents, values in packed]
+        elif [contents for contents, _ in packed] != [contents for contents, _ in self._total]:
             raise InputError("two replies differ in keys or shapes", "use adapters of one rank")
-        self._total.add_(values, alpha=weight)
+        for (_, total), (_, values) in zip(self._total, packed, strict=True):
+            total.add_(values, alpha=weight)
         self._weight += weight
 
     def _mean(self) -> Tensors:
@@ -198,7 +198,7 @@ class Gathering:
                 [reply.tensors for reply in self._replies], [reply.weight for reply in self._replies]
             )
         assert self._total is not None
-        total, privacy = unpack([(self._contents, self._total)]), self._plan.privacy
+        total, privacy = unpack(self._total), self._plan.privacy
         if privacy is not None and privacy.placement == "central":
             merged = noise_sum(total, privacy, self._noise)
         else:

@@ -81,12 +81,16 @@ def uniform(
     Returns:
         Their node ids, rising: `config.asked` of them, or all that are online and below their cap, maybe none.
     """
-    cap = math.inf if config.participation_cap is None else config.participation_cap
-    willing = {node_id for node_id in online if participations.get(node_id, 0) < cap}
+    willing, cap = set(online), config.participation_cap
+    if cap is not None:
+        willing = {node_id for node_id in willing if participations.get(node_id, 0) < cap}
     key = hashlib.blake2b(f"{seed}:{server_round}".encode(), digest_size=32, person=b"flori-cohort").digest()
-    drawn = heapq.nsmallest(config.asked, willing, key=lambda node_id: (_hash(key, node_id), node_id))
-    return tuple(sorted(drawn))
+    keyed = hashlib.blake2b(digest_size=16, key=key)
+    drawn = heapq.nsmallest(config.asked, ((_hash(keyed, node_id), node_id) for node_id in willing))
+    return tuple(sorted(node_id for _, node_id in drawn))
 
 
-def _hash(key: bytes, node_id: int) -> bytes:
-    return hashlib.blake2b(str(node_id).encode(), digest_size=16, key=key).digest()
+def _hash(keyed: hashlib.blake2b, node_id: int) -> bytes:
+    hasher = keyed.copy()
+    hasher.update(str(node_id).encode())
+    return hasher.digest()

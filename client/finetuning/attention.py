@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +54,19 @@ def segment_attention(
     if query.device.type == "cpu":
         query, key, value = query.float(), key.float(), value.float()
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    lengths = list(segments)
-    parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
+    alike = [(length, len(list(run))) for length, run in groupby(segments)]  # rows of one length attend at once
+    parts = zip(*(_batches(tensor[0], alike) for tensor in (query, key, value)), strict=True)
     outputs = [_attend(q, k, v, scale, sliding_window, softcap) for q, k, v in parts]
-    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+    return torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])[None].to(dtype), None
+
+
+def _batches(packed: Tensor, alike: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Cut `(heads, tokens, width)` into a `(rows, heads, length, width)` for each (length, rows)."""
+    parts = torch.split(packed, [length * rows for length, rows in alike], 1)
+    return [
+        part.view(len(part), rows, -1, part.shape[2]).transpose(0, 1)
+        for part, (_, rows) in zip(parts, alike, strict=True)
+    ]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
