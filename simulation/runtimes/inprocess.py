@@ -76,8 +76,9 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of the devices that are online."""
-        numbers = range(self._devices) if self._online is None else self._online()
-        return [node_of(number) for number in numbers]
+        if self._online is None:
+            return range(node_of(0), node_of(self._devices))
+        return [node_of(number) for number in self._online()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Play messages at once, and keep their replies."""
