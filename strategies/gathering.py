@@ -18,7 +18,7 @@ from torch import Tensor
 
 from florilegium.errors import InputError
 from florilegium.packing import Contents, pack, unpack
-from florilegium.tensors import Tensors, is_finite, scale, subtract, zeros_like
+from florilegium.tensors import Tensors, is_finite, scale, subtract
 from privacy.device_level import bound, noise_sum
 from privacy.egress import Declared, Refusal, RefusedError, check_in
 from privacy.noise import NoiseSource, SystemSource
@@ -89,8 +89,13 @@ def prepare(plan: Plan, shared: Shared, turn: Turn, like: Mapping[str, Tensor]) 
 def declared_shapes(plan: Plan, down: Mapping[str, Tensor], like: Mapping[str, Tensor], turn: Turn) -> Shapes:
     """Return the shapes of what `up` gives, from nothing but zeros; both sides compute it for themselves."""
     assert plan.rule is not None
-    empty = zeros_like(like)
-    return shapes_of(plan.rule.up(empty, empty, zeros_like(down), turn))
+    empty, received = _blank(like), _blank(down)
+    return shapes_of(plan.rule.up(empty, empty, received, turn))
+
+
+def _blank(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return zeros of the same shapes, each one number in memory: what travels down may be as large as the model."""
+    return {key: tensor.new_zeros(()).expand(tensor.shape) for key, tensor in tensors.items()}
 
 
 class Gathering:

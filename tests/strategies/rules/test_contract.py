@@ -104,7 +104,7 @@ def test_a_fleet_that_does_nothing_stays_where_it_is(name: str) -> None:
 
 @every_rule
 def test_what_is_sent_has_the_declared_shapes(name: str) -> None:
-    """Shapes found on tensors without memory are those of the real ones."""
+    """Shapes found on zeros are those of the real ones."""
     rule, device = make(name), Device(0)
     state = begin(rule)
     for number in (1, 2, 3):
