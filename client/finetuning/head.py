@@ -47,15 +47,14 @@ def _chunk(
     leaf = hidden.detach().requires_grad_(needs_grad)
     with torch.set_grad_enabled(needs_grad):
         logits = head(leaf)
-    scores = torch.log_softmax(logits.detach(), -1, dtype=torch.float32)
-    column = targets[:, None]
-    losses.copy_(scores.gather(1, column)[:, 0].neg_())
+    scores, column = logits.detach(), targets[:, None]
+    slope = torch.softmax(scores, -1, dtype=torch.float32)
+    # The greatest share is never below 1 / vocabulary: its logarithm says exactly how far the sum is above the top.
+    torch.sub(scores.amax(1).float(), scores.gather(1, column)[:, 0], out=losses).sub_(slope.amax(1).log_())
     if not needs_grad:
         return None
-    slope = scores.exp_()
     slope.scatter_add_(1, column, slope.new_full((1, 1), -1.0).expand(len(targets), 1))
-    slope.mul_(weights[:, None])
-    return torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0]
+    return torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0].mul_(weights[:, None])
 
 
 def weighted_nll(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head, *, chunk: int) -> tuple[Tensor, Tensor]:
