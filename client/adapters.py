@@ -5,7 +5,7 @@
 The layers are injected once (PEFT); attaching another user copies numbers into the tensors that are there already.
 Outside an `active` block every adapter is off and the module computes what the bare base computes, so that embeddings
 for selection never depend on what was learned. Deviations from PEFT's own switches: a slot whose B is all zeros adds
-nothing and is skipped, and activating a slot never makes it trainable; only `train_only` does.
+nothing and is skipped, and activating a slot never makes it trainable; only `training` does.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class AdaptedModel:
     Attributes:
         base: as given.
         base_fingerprint: names the base by its weights, whatever floating type they are held in.
+        frozen: the base's own parameters.
 
     Raises:
         ConfigError: a config is missing, or names modules or layers that the base does not have, or the base has
@@ -119,6 +120,7 @@ class AdaptedModel:
                 "close the device or detach the AdaptedModel that uses it, or take a copy.deepcopy of it before",
             )
         self.base_fingerprint = _fingerprint(base.module)
+        self.frozen = tuple(base.module.parameters())
         try:
             peft_configs = {slot: _peft_config(base.module, item) for slot, item in configs.items()}
             self._tuner = _inject(base.module, peft_configs)
@@ -215,13 +217,26 @@ class AdaptedModel:
         """Switch exactly `slots` on within the block (none: the bare base); blocks nest."""
         for slot in slots:
             self._slot(slot)
-        before = self._selected
-        self._selected = tuple(slot for slot in self._slots if slot in slots)
+        with self._switched(slots, self._trained):
+            yield
+
+    @contextmanager
+    def training(self, slot: str, *beside: str) -> Iterator[None]:
+        """Switch exactly `slot` and `beside` on within the block, and let gradients reach `slot` and nothing else."""
+        for name in (slot, *beside):
+            self._slot(name)
+        with self._switched((slot, *beside), slot):
+            yield
+
+    @contextmanager
+    def _switched(self, slots: Sequence[str], trained: str | None) -> Iterator[None]:
+        before = self._selected, self._trained
+        self._selected, self._trained = tuple(slot for slot in self._slots if slot in slots), trained
         self._apply()
         try:
             yield
         finally:
-            self._selected = before
+            self._selected, self._trained = before
             self._apply()
 
     @contextmanager
@@ -264,13 +279,6 @@ class AdaptedModel:
                 "choose a rule that leaves the base as it is: fedit, ffa, rolora, fedsa, flexlora, hetlora or sketch",
             )
         return weight, isinstance(base, Conv1D)
-
-    def train_only(self, slot: str | None) -> None:
-        """Let gradients reach the parameters of `slot` and of nothing else; None freezes all."""
-        if slot is not None:
-            self._slot(slot)
-        self._trained = slot
-        self._apply()
 
     def detach(self) -> BaseModel:
         """Take the adapters out and return the base, bitwise as it was."""

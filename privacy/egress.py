@@ -229,7 +229,7 @@ def _rebuild(
     _check_keys(tensors, declared, remedy)
     _check_types(tensors, declared, remedy)
     _check_sizes(tensors, declared, max_bytes, remedy)
-    fresh = {key: _copy(tensors[key], shape, dtype) for key, (shape, dtype) in declared.tensors.items()}
+    fresh = {key: _copy(tensors[key]) for key in declared.tensors}
     if not is_finite(fresh):
         key = next(key for key, tensor in fresh.items() if not is_finite({key: tensor}))
         raise RefusedError(Refusal.NOT_FINITE, f"tensor {key!r} holds a NaN or an infinity", remedy)
@@ -267,8 +267,8 @@ def _check_sizes(tensors: Mapping[str, Tensor], declared: Declared, max_bytes: i
             )
 
 
-def _copy(tensor: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="cpu").copy_(tensor.detach())
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _rebuild_metrics(metrics: Mapping[str, float], declared: Declared, remedy: str) -> dict[str, float]:

@@ -94,6 +94,7 @@ class GridTransport:
         self._sent: dict[str, tuple[int, int]] = {}  # device and round, by message
         self._arrived: deque[Answer] = deque()
         self._records: dict[str, tuple[Tensors, ArrayRecord]] = {}
+        self._plan = config.plan.model_dump_json()
         plan = config.make_plan()
         self._asks_ranks = plan.rule is not None and plan.rule.mixed_ranks
         self.run = 0
@@ -181,7 +182,7 @@ class GridTransport:
                 "seed": turn.seed,
                 "run": self.run,
                 "cohort": self._config.cohort,
-                "plan": self._config.plan.model_dump_json(),
+                "plan": self._plan,
                 "improvement_unit": request.improvement_unit,
             }
         )

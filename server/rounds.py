@@ -147,7 +147,7 @@ class Coordinator:
         seed = derive_seed(self.config.seed, "cohort", attempt)
         for _ in range(self.config.attempts):
             online = self._transport.devices()
-            fresh = [device for device in online if device not in tally.asked]
+            fresh = online.keys() - tally.asked if tally.asked else online
             drawn = uniform(
                 fresh or online, config=self.config.sampling, seed=seed, server_round=number, participations=counts
             )

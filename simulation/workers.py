@@ -1,11 +1,14 @@
 """Play tasks in worker processes and stream their results back.
 
 Every worker has one pipe to the parent and no other door: when the parent dies, the pipe breaks and the worker ends.
-Workers are spawned, compute on one thread each, and form sessions of their own: Ctrl-C is the parent's to answer.
+Workers compute on one thread each, and form sessions of their own: Ctrl-C is the parent's to answer. On Linux they are
+forked from a process that has imported their modules and done nothing else (Python's own default from 3.14 on), so they
+start at once and share that memory. What CUDA has started must not be forked: with it, and elsewhere, they are spawned.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -15,16 +18,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Final, Generic, TypeVar
 
 from florilegium.errors import FlorilegiumError
 
-__all__ = ["Crew", "stream"]
+__all__ = ["Crew", "stream", "warm_up"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _PATIENCE_SECONDS: Final = 10
+_MODULES: Final = ("client.app", "simulation.play", "simulation.runtimes.crew", "simulation.sharing.play")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,30 @@ class _Part(Generic[Result]):
 @dataclass(frozen=True, slots=True)
 class _End:
     error: FlorilegiumError | None = None
+
+
+def warm_up(*modules: str) -> None:
+    """Import modules for all workers to come, beside what this process does; the first call in a process counts.
+
+    A crew does so when it is made; a program that knows that it will make one does it before its own imports.
+
+    Args:
+        modules: their names; without any, all that this project's tasks need.
+    """
+    if sys.platform == "linux":
+        multiprocessing.set_forkserver_preload(["simulation.forked", *(modules or _MODULES)])
+        resource_tracker.ensure_running()  # else that is started next, and unblocks what is blocked here
+        with _one_thread(), _deaf_to_interrupts():
+            forkserver.ensure_running()
+
+
+@functools.cache
+def _context() -> ForkServerContext | SpawnContext:
+    import torch  # which takes its time: by now something else has imported it
+
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
 
 
 def stream(
@@ -71,6 +101,8 @@ class Crew(Generic[Task, Result]):
     """
 
     def __init__(self, play: Callable[[Task], Iterator[Result]], *, workers: int) -> None:
+        if isinstance(_context(), ForkServerContext):
+            warm_up(play.__module__)
         self._free = [_Worker(play) for _ in range(workers)]
         self._busy: dict[Connection, _Worker[Task, Result]] = {}
 
@@ -118,7 +150,7 @@ class Crew(Generic[Task, Result]):
 
 class _Worker(Generic[Task, Result]):
     def __init__(self, play: Callable[[Task], Iterator[Result]]) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, play), daemon=True)
         with _one_thread():
@@ -175,6 +207,16 @@ class _one_thread:  # noqa: N801 (a context manager reads like a function)
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let a process that starts inside never see Ctrl-C, nor those that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(pipe: Connection, play: Callable[[Task], Iterator[Result]]) -> None:

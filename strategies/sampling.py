@@ -2,8 +2,9 @@
 
     cohort = the n online devices below their cap with the smallest hash(seed, round, node id)
 
-Hashes of different devices are independent and uniform, so every set of n is equally likely. Nothing else is drawn and
-nothing remembered: a round can be drawn again after a restart, the order of ids does not matter, and a device that
+The hash scatters all ids at once: two rounds of SplitMix64's mixing (Steele, Lea, Flood, OOPSLA 2014), each with a key.
+Every set of n is as likely as another, and as it is a bijection no two devices tie. Nothing else is drawn and nothing
+remembered: a round can be drawn again after a restart, the order of ids does not matter, and a device that
 comes or goes changes at most one place of the cohort.
 
 The cap here is the server's courtesy; the one that a privacy guarantee rests on is kept by each device's own ledger.
@@ -12,15 +13,19 @@ The cap here is the server's courtesy; the one that a privacy guarantee rests on
 from __future__ import annotations
 
 import hashlib
-import heapq
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from florilegium.errors import ConfigError
 
 __all__ = ["SamplingConfig", "uniform"]
+
+_Ids: TypeAlias = NDArray[np.uint64]
 
 # 100 · 1.1 is a little more than 110 in floating point, and 110 is meant.
 _SLACK: Final = 1e-9
@@ -81,16 +86,24 @@ def uniform(
     Returns:
         Their node ids, rising: `config.asked` of them, or all that are online and below their cap, maybe none.
     """
-    willing, cap = set(online), config.participation_cap
+    willing, cap = np.unique(np.fromiter(online, dtype=np.uint64)), config.participation_cap
     if cap is not None:
-        willing = {node_id for node_id in willing if participations.get(node_id, 0) < cap}
-    key = hashlib.blake2b(f"{seed}:{server_round}".encode(), digest_size=32, person=b"flori-cohort").digest()
-    keyed = hashlib.blake2b(digest_size=16, key=key)
-    drawn = heapq.nsmallest(config.asked, ((_hash(keyed, node_id), node_id) for node_id in willing))
-    return tuple(sorted(node_id for _, node_id in drawn))
+        spent = [node_id for node_id, count in participations.items() if count >= cap]
+        willing = np.setdiff1d(willing, np.array(spent, dtype=np.uint64), assume_unique=True)
+    if len(willing) > config.asked:
+        hashes = _hashes(willing, f"{seed}:{server_round}")
+        willing = np.sort(willing[np.argpartition(hashes, config.asked)[: config.asked]])
+    return tuple(willing.tolist())
 
 
-def _hash(keyed: hashlib.blake2b, node_id: int) -> bytes:
-    hasher = keyed.copy()
-    hasher.update(str(node_id).encode())
-    return hasher.digest()
+def _hashes(ids: _Ids, key: str) -> _Ids:
+    digest = hashlib.blake2b(key.encode(), digest_size=16, person=b"flori-cohort").digest()
+    for part in np.frombuffer(digest, dtype="<u8"):
+        ids = _mix(ids ^ part)
+    return ids
+
+
+def _mix(values: _Ids) -> _Ids:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -26,7 +26,7 @@ from client.finetuning.checkpoint import Checkpoint, discard_checkpoint, read_ch
 from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
 from client.finetuning.head import weighted_nll
 from client.finetuning.interrupt import InterruptGate
-from client.finetuning.memory import PeakMeter, make_plan, resident_bytes
+from client.finetuning.memory import PeakMeter, keep_freed_memory, make_plan, resident_bytes
 from client.finetuning.network import Network, recomputed_activations, training_network
 from client.finetuning.optimizer import Optimizer, learning_rate, make_optimizer
 from client.finetuning.plan import Plan
@@ -78,6 +78,8 @@ def finetune(
     flat = model.flat(target.slot)
     start = flat.clone()
     kept = False
+    if config.memory_mb is None:
+        keep_freed_memory()
     try:
         with PeakMeter(flat.device) as meter, InterruptGate() as gate:
             with _prepared(model, target, rows, config, checkpoint) as run:
@@ -165,11 +167,11 @@ def _fitting(
 def _precisions(model: AdaptedModel, slot: str, config: FineTuneConfig, saved: Checkpoint | None) -> list[torch.dtype]:
     """Return the precisions to try: a checkpoint's own, the best, and under a budget that of the weights themselves."""
     device = model.flat(slot).device
-    present = base_dtype(model.module.parameters())
+    present = base_dtype(model.frozen)
     best = resolve_precision(config.dtype, present, device)
     if config.dtype != "auto" or config.memory_mb is None or best == present:
         return [best]
-    copied = sum(parameter.numel() for parameter in model.module.parameters()) * best.itemsize
+    copied = sum(parameter.numel() for parameter in model.frozen) * best.itemsize
     room = (config.memory_mb << 20) - resident_bytes(device)
     ordered = [best, present] if 2 * copied <= room else [present]
     return sorted(ordered, key=lambda dtype: saved is None or str(dtype) != saved.notes["dtype"])

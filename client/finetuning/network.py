@@ -135,12 +135,9 @@ def training_network(
     chosen = model.slots if beside is None else beside
     others = [name for name in model.slots if name in chosen and name != slot and not model.is_blank(name)]
     with ExitStack() as stack:
-        stack.enter_context(model.active(slot, *others))
-        model.train_only(slot)
-        stack.callback(model.train_only, None)
+        stack.enter_context(model.training(slot, *others))
         network = Network(model, slot, dtype)
-        own = {id(parameter) for name in model.slots for parameter in model.parameters(name).values()}
-        stack.enter_context(weights_in(dtype, [p for p in model.module.parameters() if id(p) not in own]))
+        stack.enter_context(weights_in(dtype, model.frozen))
         stack.enter_context(trainable_layers(model.module, slot, others, network.dropout))
         stack.enter_context(_fused_activations(network.module))
         if network.module._can_set_attn_implementation():

@@ -76,7 +76,7 @@ def zeroth_order(
     rows = make_rows(model, examples)
     flat = model.flat(target.slot)
     start = flat.clone()
-    present = base_dtype(model.module.parameters())
+    present = base_dtype(model.frozen)
     dtype = present if config.dtype == "auto" else resolve_precision(config.dtype, present, flat.device)
     try:
         with InterruptGate() as gate, training_network(model, target.slot, dtype, beside=target.beside) as network:

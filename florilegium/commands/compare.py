@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from simulation.summary import Summary
     from simulation.users import UserData
 
-__all__ = ["Draw", "compare", "demo", "report", "run", "world_users"]
+__all__ = ["Draw", "compare", "demo", "report", "run", "warm_up_workers", "world_users"]
 
 # Sized for two slow cores: each part takes a few minutes.
 DEMO_TURNS = 160
@@ -56,6 +57,7 @@ def demo(
 
     Example: florilegium demo
     """
+    warm_up_workers()
     from simulation.compare import CompareConfig
     from simulation.sharing.config import SharingConfig
 
@@ -106,6 +108,7 @@ def compare(
 
     Example: florilegium compare dialogues.jsonl --arms none,local-improved,local-random --seeds 3
     """
+    warm_up_workers(workers)
     from simulation.compare import CompareConfig
 
     settings = _settings(config, arms, {"model": model, "workers": workers, "unseen": unseen})
@@ -184,6 +187,14 @@ def _settings(path: Path | None, arms: str | None, given: Mapping[str, object]) 
 
 def _listed(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else ()
+
+
+def warm_up_workers(workers: int | None = None) -> None:
+    """Let workers import while this process does, if there will be any."""
+    if (workers or os.cpu_count() or 1) > 1:
+        from simulation.workers import warm_up
+
+        warm_up()
 
 
 def world_users(seeds: Sequence[int], users: int, turns: int, heldout: int) -> Draw:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from florilegium.commands.compare import run, world_users
+from florilegium.commands.compare import run, warm_up_workers, world_users
 from florilegium.commands.output import AsJson
 from florilegium.errors import ConfigError
 from florilegium.settings import read_toml
@@ -55,6 +55,7 @@ def simulate(
 
     Example: florilegium simulate dual+fedit --devices 200 --rounds 30 --dropout 0.3 --stragglers 0.1 --deadline 12
     """
+    warm_up_workers(workers)
     given: dict[str, object] = {
         "arms": None if strategy is None else ("none", strategy),
         "cohort": cohort, "rounds": rounds, "measured": measured, "model": model, "runtime": runtime,

@@ -22,7 +22,7 @@ import psutil  # type: ignore[import-untyped]
 from client.durable import make_directory, storage_errors
 from florilegium.errors import FlorilegiumError
 
-__all__ = ["Processes", "RunFailedError", "quiet_environment"]
+__all__ = ["Processes", "RunFailedError", "end_with_parent", "quiet_environment"]
 
 _PATIENCE_SECONDS: Final = 10.0  # Flower's servers say goodbye to each other before they end
 _POLL_SECONDS: Final = 0.01
@@ -155,11 +155,12 @@ def _spawn(command: Sequence[str], environment: Mapping[str, str], output: int) 
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one call into the C library takes no lock
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - one call into the C library takes no lock
     )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Let this process be told to end when its parent has ended, on Linux."""
     if _PRCTL is not None:
         _PRCTL(_SET_DEATH_SIGNAL, signal.SIGTERM)
 

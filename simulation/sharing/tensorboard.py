@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Self, get_args
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from client.durable import make_directory, storage_errors
 from client.serving import Way
@@ -41,6 +40,8 @@ class RoundWriter:
     """
 
     def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second, which workers that write none need not take
+
         self._folder = folder
         with storage_errors(folder):
             make_directory(folder)

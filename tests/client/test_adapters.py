@@ -86,14 +86,13 @@ def test_the_scale_follows_the_rank(tiny_model: BaseModel) -> None:
 @pytest.mark.parametrize("slot", [SHARED, PERSONAL])
 def test_only_the_asked_slot_can_train(adapted: AdaptedModel, slot: str) -> None:
     adapted.load_state(SHARED, noise(adapted, SHARED))
-    adapted.train_only(slot)
-    with adapted.active(SHARED, PERSONAL):
-        adapted.module(IDS, labels=IDS).loss.backward()
     own = {id(parameter) for parameter in adapted.parameters(slot).values()}
-    for parameter in adapted.module.parameters():
-        assert parameter.requires_grad == (id(parameter) in own)
-        assert (parameter.grad is not None) == (id(parameter) in own)
-    adapted.train_only(None)
+    with adapted.training(slot, SHARED, PERSONAL):
+        adapted.module(IDS, labels=IDS).loss.backward()
+        assert adapted.worn == (SHARED,)
+        for parameter in adapted.module.parameters():
+            assert parameter.requires_grad == (id(parameter) in own)
+            assert (parameter.grad is not None) == (id(parameter) in own)
     assert not any(parameter.requires_grad for parameter in adapted.module.parameters())
 
 

@@ -279,16 +279,14 @@ def test_the_mean_gradient_is_autograd_s(model: AdaptedModel) -> None:
     flat = model.flat(PERSONAL)
     flat.add_(torch.randn(flat.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
     found = mean_gradient(model, rows(0), target=Target(slot=PERSONAL, beside=()), config=CONFIG)
-    model.train_only(PERSONAL)
     losses = []
-    with model.active(PERSONAL):
+    with model.training(PERSONAL):
         for example in rows(0):
             ids, start = model.example_ids(example.question, example.response)
             labels = torch.tensor([[-100] * start + ids[start:]])
             losses.append(model.module(torch.tensor([ids]), labels=labels).loss)
         parameters = model.parameters(PERSONAL)
         expected = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
-    model.train_only(None)
     for key, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(found[key], gradient, atol=1e-6, rtol=1e-3)
 

@@ -40,7 +40,7 @@ def _run(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
     path.write_text(_script(body))
     return subprocess.run(
         [sys.executable, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -207,6 +207,62 @@ if __name__ == "__main__":
     rest, errors = parent.communicate(timeout=120)
     assert (rest, errors, parent.returncode) == ("stopped\n", "", 0)
     assert not list(tmp_path.glob("private-*"))
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
+
+
+@linux
+def test_workers_are_forked_from_a_process_that_has_imported_for_them(tmp_path: Path) -> None:
+    (tmp_path / "slow_library.py").write_text("import os\nPID = os.getpid()\n")
+    done = _run(
+        tmp_path,
+        """
+from simulation.workers import warm_up
+
+def play(task):
+    import slow_library
+    yield slow_library.PID == os.getppid() != task, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+if __name__ == "__main__":
+    warm_up("slow_library")
+    print(*stream(play, [os.getpid()] * 2, workers=2), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+""",
+    )
+    assert done.stdout.strip() == "(True, True) (True, True) False", done.stderr
+
+
+@linux
+def test_a_process_that_imports_for_workers_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "slow_library.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    done = _run(
+        tmp_path,
+        """
+from simulation.workers import warm_up
+
+if __name__ == "__main__":
+    warm_up("slow_library")
+    time.sleep(2)
+""",
+    )  # the pipe that is read to its end is that process's as well
+    assert (done.stdout, done.returncode) == ("begun\n", 0)
+
+
+def test_where_there_is_cuda_workers_are_spawned(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+import torch
+
+def play(task):
+    yield os.getppid() == task
+
+if __name__ == "__main__":
+    torch.cuda.is_available = lambda: True
+    print(*stream(play, [os.getpid()] * 2, workers=2))
+""",
+    )
+    assert done.stdout.strip() == "True True", done.stderr
 
 
 def _alive(pid: int) -> bool:

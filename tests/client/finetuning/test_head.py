@@ -1,3 +1,5 @@
+import math
+
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -20,6 +22,16 @@ def test_loss_and_gradient_are_those_of_cross_entropy(count: int, chunk: int, vo
     assert torch.allclose(loss, expected @ weights, atol=1e-6)
     assert torch.allclose(losses, expected, atol=1e-6)
     assert torch.allclose(torch.autograd.grad(3 * loss, hidden)[0], slope, atol=1e-6)
+
+
+@given(distance=st.floats(0, 200), level=st.floats(-300, 300))
+def test_losses_next_to_zero_and_far_from_it_are_exact(distance: float, level: float) -> None:
+    """Reference: log(1 + exp(−d)) and d more, in float64."""
+    logits = torch.tensor([[level, level - distance]], dtype=torch.float32)
+    _, losses = weighted_nll(logits.expand(2, 2), torch.tensor([0, 1]), torch.ones(2), nn.Identity(), chunk=2)
+    exact = float(logits[0, 0].double() - logits[0, 1].double())
+    expected = [math.log1p(math.exp(-exact)), math.log1p(math.exp(-exact)) + exact]
+    torch.testing.assert_close(losses.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-6)
 
 
 def test_without_a_gradient_only_the_losses_are_computed() -> None:

@@ -71,8 +71,7 @@ def adapted(base: BaseModel, config: PretrainedConfig | None = None, **shape: An
 
 def reference(model: AdaptedModel, rows: Sequence[Row]) -> tuple[float, Tensor]:
     """Mean over rows of transformers' own loss, through PEFT's own layers, and the personal slot's gradient."""
-    model.train_only(PERSONAL)
-    with model.active(SHARED, PERSONAL):
+    with model.training(PERSONAL, SHARED):
         losses = []
         for row in rows:
             ids = torch.tensor([row.ids])
@@ -81,7 +80,6 @@ def reference(model: AdaptedModel, rows: Sequence[Row]) -> tuple[float, Tensor]:
             losses.append(model.module(ids, labels=labels).loss)
         loss = torch.stack(losses).mean()
         gradient = torch.autograd.grad(loss, list(model.parameters(PERSONAL).values()))
-    model.train_only(None)
     return float(loss.detach()), torch.cat([part.flatten() for part in gradient])
 
 
