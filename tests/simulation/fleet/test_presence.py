@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florilegium.errors import ConfigError
-from simulation.fleet.availability import DAY_SECONDS, HORIZON_SECONDS, Always, Habits, Interval, Trace, draw_daily
+from simulation.fleet.availability import (
+    DAY_SECONDS,
+    HORIZON_SECONDS,
+    Always,
+    Habits,
+    Interval,
+    Source,
+    Trace,
+    draw_daily,
+)
 from simulation.fleet.config import FleetConfig, assign
 from simulation.fleet.presence import Presence
 from simulation.fleet.recorded import Recorded
@@ -132,15 +142,26 @@ def test_the_wait_is_until_somebody_comes_and_enough_are_there(
             presence.wait(needed, range(len(each)))
 
 
+@dataclass
+class Counted:
+    """A source that counts how often it is asked."""
+
+    source: Source
+    times: int = 0
+
+    def windows(self, start: float, end: float) -> Iterator[Interval]:
+        self.times += 1
+        return self.source.windows(start, end)
+
+
 def test_looking_often_costs_no_more_than_looking_once() -> None:
-    each = [spec.trace for spec in assign(FleetConfig(devices=1_000, mix={"phone": 1.0}))]
-    begun = time.process_time()
-    presence = Presence(each)
-    for hour in range(7 * 24 * 4):
-        presence.advance(hour * 900.0)
-    often = time.process_time() - begun
-    begun = time.process_time()
-    Presence(each).advance(7 * DAY_SECONDS)
-    once = time.process_time() - begun
-    # Asking 672 times costs hardly more than once; asking every trace each time would cost a hundred times as much.
-    assert often < 2 * once + 0.2
+    asked = []
+    for moments in ([7 * DAY_SECONDS], [900.0 * quarter for quarter in range(1, 7 * 24 * 4 + 1)]):
+        each = [spec.trace for spec in assign(FleetConfig(devices=100, mix={"phone": 1.0}))]
+        sources = [Counted(trace.source) for trace in each]
+        presence = Presence([replace(trace, source=source) for trace, source in zip(each, sources, strict=True)])
+        for moment in moments:
+            presence.advance(moment)
+        asked.append([source.times for source in sources])
+    assert asked[0] == asked[1]
+    assert min(asked[0]) > 0
