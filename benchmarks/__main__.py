@@ -27,6 +27,7 @@ RUNS: Final = {
     "fleet": "benchmarks.fleet against",
     "fleet-scale": "benchmarks.fleet scale",
     "fleet-uplink": "benchmarks.fleet uplink",
+    "fleet-month": "benchmarks.fleet month",
 }
 HEAD: Final = """# Benchmarks
 

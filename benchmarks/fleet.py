@@ -3,6 +3,7 @@
     python -m benchmarks.fleet against --repetitions 5
     python -m benchmarks.fleet scale --devices 1000 --devices 10000
     python -m benchmarks.fleet uplink
+    python -m benchmarks.fleet month
 
 `against` plays one workload (`fleet_workload`) with this project's server and client, in a bare loop, in pfl-research
 and in Flower's simulation engine on Ray. Each measurement is a fresh process; the sides alternate (A B C D A B …), and
@@ -12,7 +13,7 @@ are each side's own draw, so the losses at the end are alike and not equal. "A r
 the first, which loads what is not loaded yet; "in all" is from the start of the process until the trained adapter is
 there.
 
-`scale` and `uplink`: see `fleet_scale` and `fleet_uplink`.
+`scale`, `uplink` and `month`: see `fleet_scale`, `fleet_uplink` and `fleet_month`.
 """
 
 from __future__ import annotations
@@ -192,6 +193,20 @@ def uplink(as_json: Json = False) -> None:
 
     found = measure()
     typer.echo(json.dumps([asdict(each) for each in found], indent=1) if as_json else bytes_table(found))
+
+
+@app.command()
+def month(
+    devices: Annotated[list[int], typer.Option(help="In the fleet; may be given several times.")] = [1_000, 10_000],  # noqa: B006
+    repetitions: Annotated[int, typer.Option(help="Measurements of each size.", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """What the simulated clock takes for a month of a fleet's life, beside the devices' work."""
+    from benchmarks.fleet_month import measure
+    from benchmarks.fleet_month import table as months_table
+
+    found = [measure(count) for _, count in product(range(repetitions), devices)]
+    typer.echo(json.dumps([asdict(each) for each in found], indent=1) if as_json else months_table(found))
 
 
 @app.command(hidden=True)
