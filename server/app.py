@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from client.adapters import fresh_adapter
 from florilegium.errors import InputError
+from florilegium.heap import keep_freed_memory
 from florilegium.tensors import Tensors
 from florilegium.wire import from_record, to_record
 from privacy.egress import ErrorCode
@@ -62,6 +63,7 @@ def coordinator(
         directory: where the run is kept and goes on from.
         around: puts something between the server and the transport, given that and the adapter.
     """
+    keep_freed_memory()
     adapter = fresh_adapter(config.model, config.adapter, config.seed)
     made = Coordinator(
         config,

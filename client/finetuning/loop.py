@@ -26,7 +26,7 @@ from client.finetuning.checkpoint import Checkpoint, discard_checkpoint, read_ch
 from client.finetuning.config import FineTuneConfig, FineTuneReport, Progress
 from client.finetuning.head import weighted_nll
 from client.finetuning.interrupt import InterruptGate
-from client.finetuning.memory import PeakMeter, keep_freed_memory, make_plan, resident_bytes
+from client.finetuning.memory import PeakMeter, make_plan, resident_bytes
 from client.finetuning.network import Network, recomputed_activations, training_network
 from client.finetuning.optimizer import Optimizer, learning_rate, make_optimizer
 from client.finetuning.plan import Plan
@@ -34,6 +34,7 @@ from client.finetuning.precision import base_dtype, resolve_precision
 from client.finetuning.trainable import Target, Trainable, trainable
 from client.finetuning.trunk import TrunkCache
 from florilegium.errors import MemoryBudgetError
+from florilegium.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from client.adapters import AdaptedModel

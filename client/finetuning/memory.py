@@ -36,7 +36,7 @@ from client.finetuning.network import Network
 from client.finetuning.plan import Plan
 from florilegium.errors import MemoryBudgetError
 
-__all__ = ["PeakMeter", "keep_freed_memory", "make_plan", "resident_bytes"]
+__all__ = ["PeakMeter", "make_plan", "resident_bytes"]
 
 _HEAD_ROWS = (256, 64, 16)
 _PROBE_TOKENS = 32
@@ -44,7 +44,6 @@ _ALLOCATOR = 1.2  # measured: fragments and rounding add less than a fifth
 _SLACK_BYTES = 48 << 20  # measured: scratch space of the matrix library, code loaded at the first step
 _CODE_BYTES = 650 << 10  # measured
 _EPOCHS_LOOKED_AT = 3
-_KEPT_BYTES = 31 << 20
 _STATUS = Path("/proc/self/status")
 
 
@@ -86,15 +85,6 @@ def _status(field: str) -> int:
 
 def _highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep up to 62 MiB of what it frees: each step of a training takes the same memory again.
-
-    glibc gives blocks back to the kernel until a larger one has been freed (of 32 MiB at most), and every page that is
-    taken again costs a fault: up to a fifteenth of a small model's training. Large models free such blocks anyhow.
-    """
-    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,6 @@
 import dataclasses
 import gc
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,28 +106,6 @@ def test_the_meter_sees_what_was_freed() -> None:
     with PeakMeter(CPU) as later:
         pass
     assert later.peak_bytes < meter.peak_bytes  # the mark was reset
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have laws of their own")
-def test_blocks_that_are_freed_are_taken_again_without_a_fault() -> None:
-    script = """
-import resource, torch
-from client.finetuning.memory import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        blocks = [torch.ones(6 << 18) for _ in range(8)]
-        del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-first, again = faults(), faults()
-keep_freed_memory()
-print(first, again, faults(), faults())
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    *_, before, _, kept = map(int, done.stdout.split())
-    assert before > 20 * 512, "48 MiB are given back and taken again each time"
-    assert kept < 512
 
 
 def test_a_budget_shapes_the_training_and_is_reported(
