@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "simulation": {"client", "florilegium", "privacy", "server", "simulation", "strategies"},
 }
 ROOMS = {"client", "server", "strategies", "privacy", "simulation", "florilegium", "training", "benchmarks", "tests"}
-VALUES = {f"florilegium.{name}" for name in ("errors", "packing", "settings", "tensors")}
+VALUES = {f"florilegium.{name}" for name in ("errors", "heap", "packing", "settings", "tensors")}
 NETWORK = ("flwr", "grpc", "httpx", "requests", "fastapi", "uvicorn")
 
 
