@@ -98,11 +98,12 @@ class Crew(Generic[Task, Result]):
     Args:
         play: yields the results of one task; a module-level function, since workers import it.
         workers: processes.
+        imports: modules that tasks need beside that of `play`.
     """
 
-    def __init__(self, play: Callable[[Task], Iterator[Result]], *, workers: int) -> None:
+    def __init__(self, play: Callable[[Task], Iterator[Result]], *, workers: int, imports: Sequence[str] = ()) -> None:
         if isinstance(_context(), ForkServerContext):
-            warm_up(play.__module__)
+            warm_up(play.__module__, *imports)
         self._free = [_Worker(play) for _ in range(workers)]
         self._busy: dict[Connection, _Worker[Task, Result]] = {}
 

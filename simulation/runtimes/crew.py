@@ -18,7 +18,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from simulation.runtimes.inprocess import InProcessGrid, name_task, unknown_node
-from simulation.workers import Crew, warm_up
+from simulation.workers import Crew
 
 __all__ = ["CrewGrid"]
 
@@ -46,7 +46,6 @@ class CrewGrid(InProcessGrid):
     def __init__(
         self, devices: int, *, workers: int, node_config: Mapping[str, str] | None = None, client: str = _CLIENT
     ) -> None:
-        warm_up(client.partition(":")[0], __name__)
         super().__init__(_app(client), devices, node_config=node_config)
         self._name, self._workers = client, workers
         self._crew: Crew[_Job, Message] | None = None
@@ -99,7 +98,7 @@ class CrewGrid(InProcessGrid):
             self._replies[name] = unknown_node(message)
             return name
         if self._crew is None:
-            self._crew = Crew(_play, workers=self._workers)
+            self._crew = Crew(_play, workers=self._workers, imports=(self._name.partition(":")[0],))
         while not self._crew.has_room:
             self._collect(None)
         self._crew.send(_Job(self._name, message, context))
