@@ -4,8 +4,9 @@
 
 What must outlive the round (the rule's own share, what the codec left unsaid, the personal adapter, what was sent) lies
 in one file, replaced whole once the answer is made. A device that was killed before begins the round again; one that is
-asked the same again, by a server that was killed, sends the same again, noise included, and learns nothing twice. The
-personal adapter is in no reply: what leaves is rebuilt from what the plan declares.
+asked the same again, by a server that was killed, sends the same again, noise included, and learns nothing twice. A
+later exchange may be asked with something else in it, a sum over other devices: then the answer is another, and another
+release. The personal adapter is in no reply: what leaves is rebuilt from what the plan declares.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -53,7 +55,8 @@ _ALONG: Final = "along"  # and how far along directions, if it went along any
 _GAIN: Final = "gain"  # and how much better the device does with it on its hold-out
 _SENT: Final = "sent"  # what left in this round, one for each exchange
 _SAID: Final = "said"  # and the metrics that left with it
-_OF_ONE_ROUND: Final = (_START, _AFTER, _ALONG, _GAIN, _SENT, _SAID)
+_ASKED: Final = "asked"  # and a digest of what it was the answer to
+_OF_ONE_ROUND: Final = (_START, _AFTER, _ALONG, _GAIN, _SENT, _SAID, _ASKED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +173,8 @@ class Participant:
     ) -> tuple[Tensors, dict[str, float]]:
         """Do what is asked and return what leaves the device: tensors, and metrics by name.
 
-        When this returns, all that must outlive the round is in the memory. Asked the same again, it answers the same.
+        When this returns, all that must outlive the round is in the memory. Asked the same again, it answers the same;
+        a later exchange asked with another sum in it is answered anew, and charged as the release that it is.
 
         Args:
             task: the assignment.
@@ -188,8 +192,10 @@ class Participant:
         plan, turn = task.plan, task.turn
         assert plan.rule is not None
         book = _Book.open(self._memory, task.run, turn.round)
-        sent, said, left = (f"{section}{turn.exchange}" for section in (_SENT, _SAID, _LEFT))
-        if sent in book.sections:
+        sent, said, left, asked = (f"{section}{turn.exchange}" for section in (_SENT, _SAID, _LEFT, _ASKED))
+        question = _question(task)
+        if question in book.sections.get(asked, {}):
+            self._charge_again(task)
             return book.sections[sent], {name: float(value) for name, value in book.sections.get(said, {}).items()}
         duty = plan.rule.duty(turn)
         if duty.work != "nothing":
@@ -198,15 +204,19 @@ class Participant:
             raise InputError("there is no work of this round to report on", "answer its first exchange before")
         after = book.sections[_AFTER] | book.sections.get(_ALONG, {})
         update = plan.rule.up(book.sections[_START], after, task.down, turn)
-        known = book.sections.get(left, {})
+        # What was left unsaid of a sketch is in no basis that a later round shares: only updates are fed back.
+        feeds_back = plan.rule.sums_updates(turn)
+        known = book.sections.get(left, {}) if feeds_back else {}
         metrics = {ROWS: float(len(examples))} if plan.weighting == "rows" else {}
         if task.improvement_unit > 0 and _GAIN in book.sections:
             metrics[IMPROVEMENT] = float(book.sections[_GAIN][IMPROVEMENT])
         residual = {key: known[key] for key in update if key in known}
         payload, metrics, unsaid = self._release(task, update, metrics, residual)
-        others = {key: tensor for key, tensor in known.items() if key not in update}
-        book.sections |= {sent: payload, said: _numbers(metrics), left: others | unsaid}
-        if turn.exchange + 1 == plan.rule.exchanges(turn.round):
+        book.sections |= {sent: payload, said: _numbers(metrics), asked: {question: torch.zeros(0)}}
+        if feeds_back:
+            others = {key: tensor for key, tensor in known.items() if key not in update}
+            book.sections[left] = others | unsaid
+        if plan.rule.exchanges(turn.round) == 1:  # a later exchange may be asked again, with another sum in it
             book.end_round(keeps_start=plan.personal is not None and plan.personal.beside_shared)
         book.write(self._memory)
         return payload, metrics
@@ -292,8 +302,9 @@ class Participant:
             found[_START] = self._model.state(SHARED)
             judged = holdout if task.improvement_unit > 0 else ()
             before = self._loss(judged)
-            self._model.load_state(SHARED, loaded.adapter)
             steps = round(task.steps * plan.shared_share)
+            if steps:  # else it stays as it was received, with the core in it
+                self._model.load_state(SHARED, loaded.adapter)
             target = _target(plan, duty, loaded)
             if duty.work == "zeroth-order":
                 found[_ALONG] = self._train_along(target, loaded, task.finetuning, steps, turn.round, examples)
@@ -408,7 +419,7 @@ class Participant:
         Raises:
             PrivacyError: the ledger refuses, or nobody would add noise to an improvement.
         """
-        privacy, name = task.plan.privacy, f"{task.run}-{task.turn.round}-{task.turn.exchange}"
+        privacy, name = task.plan.privacy, f"{task.run}-{task.turn.round}-{_question(task)}"
         if IMPROVEMENT in metrics and privacy is not None and privacy.placement == "local":
             raise PrivacyError(
                 "an improvement would leave this device without noise", "ask for none, or let the server add the noise"
@@ -418,6 +429,21 @@ class Participant:
         self._ledger.charge(name, _mechanism(privacy))
         if IMPROVEMENT in metrics:
             self._ledger.charge(f"{name}-{IMPROVEMENT}", _mechanism(privacy) | {"clip_norm": IMPROVEMENT_BOUNDS.upper})
+
+    def _charge_again(self, task: Assignment) -> None:
+        """Book a repeated answer that the server noises anew, where the first noised sum may be known already.
+
+        That is so where a round goes on with that sum, and began again.
+
+        Raises:
+            PrivacyError: the ledger refuses.
+        """
+        plan, turn = task.plan, task.turn
+        assert plan.rule is not None
+        goes_on = turn.exchange + 1 < plan.rule.exchanges(turn.round)
+        if self._ledger is not None and plan.privacy is not None and plan.privacy.placement == "central" and goes_on:
+            name = f"{task.run}-{turn.round}-{_question(task)}-{self._ledger.spent}"
+            self._ledger.charge(name, _mechanism(plan.privacy))
 
 
 _MARK: Final = "mark"
@@ -452,7 +478,7 @@ class _Book:
         return cls(run, round_number, stored)
 
     def end_round(self, *, keeps_start: bool) -> None:
-        """Drop what no later exchange of the round needs; a personal adapter may serve beside what it began with."""
+        """Drop what nothing needs until the next round; a personal adapter may serve beside what it began with."""
         for section in (_AFTER, _ALONG, _GAIN, *(() if keeps_start else (_START,))):
             self.sections.pop(section, None)
 
@@ -466,6 +492,17 @@ def _mechanism(privacy: DeviceLevel | None) -> dict[str, float]:
     if privacy is None:
         return {"noise_multiplier": 0.0}
     return {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier, "delta": privacy.delta}
+
+
+def _question(task: Assignment) -> str:
+    """Name an exchange by what came down with it; the first one's is the same whenever its round is played again."""
+    if task.turn.exchange == 0:
+        return "0"
+    digest = blake2b(digest_size=16)
+    for tensors in (task.down, task.agreement):
+        for key in sorted(tensors):
+            digest.update(key.encode() + tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{task.turn.exchange}-{digest.hexdigest()}"
 
 
 def _numbers(values: Mapping[str, float]) -> Tensors:

@@ -9,14 +9,17 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Any, Self, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, with_config
 
 from florilegium.errors import ConfigError
 
-__all__ = ["Settings", "one_of", "read_toml"]
+__all__ = ["Settings", "build", "one_of", "read_toml"]
+
+Built = TypeVar("Built")
 
 
 def one_of(names: Iterable[str]) -> AfterValidator:
@@ -34,7 +37,8 @@ def one_of(names: Iterable[str]) -> AfterValidator:
 class Settings(BaseModel):
     """The base of every settings class: frozen, no unknown keys, errors of one line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # An infinity that was accepted must be readable where it is sent to.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="constants")
 
     @classmethod
     def parse(cls, values: Mapping[str, object], *, source: str = "settings") -> Self:
@@ -50,7 +54,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ConfigError("; ".join(_explain(cls, problem, source) for problem in _problems(error))) from None
+            raise _refusal(cls, error, source) from None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -74,6 +78,33 @@ def read_toml(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from None
+
+
+def build(kind: type[Built], options: Mapping[str, object], *, source: str) -> Built:
+    """Make a dataclass of options, checked by name and by type as settings are.
+
+    Args:
+        kind: the dataclass.
+        options: as read from TOML or JSON.
+        source: where they come from, for the message.
+
+    Raises:
+        ConfigError: an option is unknown, of another type or out of its range.
+    """
+    try:
+        built: Built = _adapter(kind).validate_python(dict(options))  # type: ignore[arg-type]  # classes are hashable
+    except ValidationError as error:
+        raise _refusal(kind, error, source) from None
+    return built
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(with_config(extra="forbid")(kind))
+
+
+def _refusal(kind: type, error: ValidationError, source: str) -> ConfigError:
+    return ConfigError("; ".join(_explain(kind, problem, source) for problem in _problems(error)))
 
 
 def _problems(error: ValidationError) -> list[tuple[tuple[str, ...], str, str, object]]:

@@ -62,6 +62,7 @@ class Refusal(StrEnum):
     WRONG_SHAPE = "wrong-shape"
     WRONG_TYPE = "wrong-type"
     NOT_FINITE = "not-finite"
+    HUGE = "huge"
     TOO_LARGE = "too-large"
     BAD_METRIC = "bad-metric"
 

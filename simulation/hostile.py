@@ -4,7 +4,7 @@
     scaled       factor · payload     one device for many (model replacement: Bagdasaryan et al., arXiv 1807.00459)
     nan          NaN in every number
     wrong_shape  one more dimension of size 1, which broadcasting would let pass
-    huge         10³⁰ in every number: finite, so that no check of a single reply refuses it
+    huge         10³⁰ in every number: finite, and not once they are squared or multiplied
     mixed        each hostile device draws one of these
 
 Who is hostile depends on (seed, number of devices) alone and lasts: all arms of a comparison meet the same devices, and

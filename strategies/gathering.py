@@ -31,6 +31,8 @@ from strategies.rule import Individual, Linear, Reply, Turn
 __all__ = ["Exchange", "Gathering", "Shared", "declared_shapes", "prepare"]
 
 _WEIGHTS: Final = "weights are finite and > 0"
+# No adapter comes near it, and the product or the square of two such numbers is far from the largest float32.
+_LARGEST_NORM: Final = 2.0**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class Shared:
     Attributes:
         state: the rule's.
         moments: the server optimizer's, by "moment/key".
-        change: what the last advance changed, for codecs that look at it; empty before the first.
+        change: what each tensor last changed by, for codecs that look at it; empty before the first.
     """
 
     state: Tensors = field(repr=False)
@@ -98,6 +100,12 @@ def _blank(tensors: Mapping[str, Tensor]) -> Tensors:
     return {key: tensor.new_zeros(()).expand(tensor.shape) for key, tensor in tensors.items()}
 
 
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean norm of all tensors as one vector; infinity where float32 does not hold it."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors.values()]
+    return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0
+
+
 class Gathering:
     """The replies of one exchange.
 
@@ -138,8 +146,8 @@ class Gathering:
             told: the exchange as that device was told it.
 
         Raises:
-            RefusedError: it is not as declared, or not finite, also once it is decoded; or its weight is not finite or
-                not above 0.
+            RefusedError: it is not as declared; it is not finite, or so large that what is made of it might not be,
+                also once it is decoded; or its weight is not finite or not above 0.
             InputError: it cannot be decoded.
         """
         if not 0 < reply.weight < math.inf:
@@ -147,12 +155,14 @@ class Gathering:
         tensors, _ = check_in(
             reply.tensors, {}, told.declared, max_bytes=max(1, payload_bytes(self._plan.codec, told.shapes))
         )
+        if self._looks_at_each or not self._sums_payloads:
+            tensors = self._decode(tensors, told)
+        if not _norm(tensors) <= _LARGEST_NORM:
+            raise RefusedError(Refusal.HUGE, f"device {reply.device} sent huge numbers", "leave it out")
         if self._looks_at_each:
-            self._replies.append(
-                Reply(device=reply.device, weight=reply.weight, scale=reply.scale, tensors=self._decode(tensors, told))
-            )
+            self._replies.append(Reply(device=reply.device, weight=reply.weight, scale=reply.scale, tensors=tensors))
         else:
-            self._add(tensors if self._sums_payloads else self._decode(tensors, told), reply.weight)
+            self._add(tensors, reply.weight)
         self.count += 1
 
     def close(self) -> Shared:
@@ -215,4 +225,10 @@ class Gathering:
         before = self._shared.state
         alike = {key: tensor for key, tensor in state.items() if key in before and before[key].shape == tensor.shape}
         change = subtract(alike, {key: before[key] for key in alike})
-        return Shared(state=state, moments=moments, change=change)
+        # Where factors take turns, what rested in this round still has a last change.
+        rested = {
+            key: self._shared.change[key]
+            for key, each in change.items()
+            if key in self._shared.change and not each.any()
+        }
+        return Shared(state=state, moments=moments, change=change | rested)

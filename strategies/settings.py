@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Annotated, Literal, Self, TypeVar
+from dataclasses import asdict
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from florilegium.errors import ConfigError
-from florilegium.settings import Settings, one_of
+from florilegium.settings import Settings, build, one_of
 from privacy.device_level import DeviceLevel
 from strategies.codecs import CODECS
 from strategies.optimizers import SERVER_OPTIMIZERS
-from strategies.personal import PERSONAL_WAYS
+from strategies.personal import PERSONAL_WAYS, Personal
 from strategies.plan import Plan
 from strategies.robust import ROBUST_RULES
 from strategies.rules import RULES
@@ -22,15 +21,6 @@ from strategies.rules import RULES
 __all__ = ["PlanSettings", "PrivacySettings"]
 
 Options = dict[str, float | int | str | bool | None]
-Made = TypeVar("Made")
-
-
-def _with(make: Callable[..., Made], name: str, options: Options) -> Made:
-    """Make a part with its options; an option that it does not have is refused by name."""
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise ConfigError(f"{name} cannot be made with {sorted(options)}: {error}", "see its docstring") from None
 
 
 class PrivacySettings(Settings):
@@ -107,20 +97,22 @@ class PlanSettings(Settings):
         Raises:
             ConfigError: an option is unknown or out of its range, or the parts do not go together.
         """
-        personal = None
+        rule = personal = robust = privacy = None
+        if self.rule != "none":
+            rule = build(RULES[self.rule], self.rule_options, source=self.rule)
         if self.personal != "none":
-            way = PERSONAL_WAYS[self.personal]
-            personal = _with(lambda **options: replace(way, **options), self.personal, self.personal_options)
-        robust = None
+            way = asdict(PERSONAL_WAYS[self.personal])
+            personal = build(Personal, way | self.personal_options, source=self.personal)
         if self.robust != "none":
-            robust = _with(ROBUST_RULES[self.robust], self.robust, self.robust_options)
-        privacy = None if self.privacy is None else DeviceLevel(**self.privacy.model_dump(), cohort=cohort)
+            robust = build(ROBUST_RULES[self.robust], self.robust_options, source=self.robust)
+        if self.privacy is not None:
+            privacy = DeviceLevel(**self.privacy.model_dump(), cohort=cohort)
         return Plan(
-            rule=None if self.rule == "none" else _with(RULES[self.rule], self.rule, self.rule_options),
+            rule=rule,
             personal=personal,
-            optimizer=_with(SERVER_OPTIMIZERS[self.optimizer], self.optimizer, self.optimizer_options),
+            optimizer=build(SERVER_OPTIMIZERS[self.optimizer], self.optimizer_options, source=self.optimizer),
             robust=robust,
-            codec=_with(CODECS[self.codec], self.codec, self.codec_options),
+            codec=build(CODECS[self.codec], self.codec_options, source=self.codec),
             privacy=privacy,
             secure_aggregation=self.secure_aggregation,
             proximal=self.proximal,

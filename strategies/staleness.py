@@ -12,11 +12,12 @@ stale would move the state as far as a fresh one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from florilegium.errors import ConfigError, InputError
+from florilegium.settings import build
 
 __all__ = ["STALENESS_WEIGHTS", "Constant", "Hinge", "Polynomial", "StalenessWeight", "staleness_weight"]
 
@@ -93,7 +94,7 @@ class Hinge:
         return 1.0 / (1.0 + self.slope * max(0, staleness - self.grace))
 
 
-STALENESS_WEIGHTS: Final[Mapping[str, Callable[..., StalenessWeight]]] = {
+STALENESS_WEIGHTS: Final[Mapping[str, type[StalenessWeight]]] = {
     "constant": Constant,
     "polynomial": Polynomial,
     "hinge": Hinge,
@@ -110,11 +111,7 @@ def staleness_weight(name: str, options: Mapping[str, float] | None = None) -> S
     Raises:
         ConfigError: an option is unknown or out of its range.
     """
-    try:
-        return STALENESS_WEIGHTS[name](**(options or {}))
-    except TypeError:
-        given = ", ".join(options or {})
-        raise ConfigError(f"the weight {name!r} cannot be made with {given}", "see strategies.staleness") from None
+    return build(STALENESS_WEIGHTS[name], options or {}, source=name)
 
 
 def _require_staleness(staleness: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from strategies.codecs.codec import (
@@ -28,7 +28,7 @@ __all__ = [
     "shapes_of",
 ]
 
-CODECS: Final[Mapping[str, Callable[..., Codec]]] = {
+CODECS: Final[Mapping[str, type[Codec]]] = {
     "identity": Identity,
     "int8": Int8,
     "topk": TopK,

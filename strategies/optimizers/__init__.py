@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from strategies.optimizers.adagrad import Adagrad
@@ -14,7 +14,7 @@ from strategies.optimizers.yogi import Yogi
 
 __all__ = ["SERVER_OPTIMIZERS", "Moments", "ServerOptimizer", "step_part"]
 
-SERVER_OPTIMIZERS: Final[Mapping[str, Callable[..., ServerOptimizer]]] = {
+SERVER_OPTIMIZERS: Final[Mapping[str, type[ServerOptimizer]]] = {
     "average": Average,
     "momentum": Momentum,
     "adagrad": Adagrad,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from strategies.robust.median import Median
@@ -13,7 +13,7 @@ from strategies.robust.trimmed_mean import TrimmedMean
 
 __all__ = ["ROBUST_RULES", "RobustRule"]
 
-ROBUST_RULES: Final[Mapping[str, Callable[..., RobustRule]]] = {
+ROBUST_RULES: Final[Mapping[str, type[RobustRule]]] = {
     "median": Median,
     "trimmed_mean": TrimmedMean,
     "multi_krum": MultiKrum,

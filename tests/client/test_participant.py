@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -268,6 +269,78 @@ def test_the_second_exchange_needs_the_first(model: AdaptedModel, tmp_path: Path
         fleet.answer(1, fleet.exchange(1, 1))
 
 
+def second_exchange(fleet: Fleet, told: Exchange, payloads: Sequence[Tensors]) -> Exchange:
+    """What follows when these answered the first."""
+    gathering = Gathering(fleet.plan, fleet.shared, told, noise=SeededSource(len(payloads)))
+    for device, payload in enumerate(payloads):
+        gathering.take(Reply(device=device, weight=1.0, scale=SCALE, tensors=payload), told)
+    before, fleet.shared = fleet.shared, gathering.close()
+    following = fleet.exchange(told.turn.round, 1)
+    fleet.shared = before
+    return following
+
+
+@pytest.mark.parametrize("name", ["sketch", "fedsb"])
+def test_a_second_exchange_about_another_sum_is_answered_anew(name: str, model: AdaptedModel, tmp_path: Path) -> None:
+    """A round that is tried again, or goes on after a server was killed, may have heard others the first time."""
+    plan = Plan(rule=RULES[name]())
+    fleet, other = Fleet(plan, model, tmp_path / "one"), Fleet(plan, model, tmp_path / "other")
+    told = fleet.exchange(1, 0)
+    payloads = [fleet.answer(device, told) for device in fleet.devices]
+    both, alone = second_exchange(fleet, told, payloads), second_exchange(fleet, told, payloads[:1])
+    first, found = fleet.answer(0, both), fleet.answer(0, alone)
+    other.answer(0, told)
+    expected = other.answer(0, alone)
+    assert any(not torch.equal(first[key], tensor) for key, tensor in expected.items())
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+
+
+@pytest.mark.parametrize(("placement", "repeated"), [("central", 1), ("local", 0)])
+def test_every_noised_sum_that_a_device_may_be_in_is_charged(
+    placement: Literal["central", "local"], repeated: int, model: AdaptedModel, tmp_path: Path
+) -> None:
+    """A first exchange that is played again is noised again by the server, and its first sum may be known already.
+
+    What the device itself has noised is sent again as it was.
+    """
+    privacy = DeviceLevel(clip_norm=0.5, noise_multiplier=2.0, delta=1e-5, max_rounds=9, cohort=2, placement=placement)
+    fleet = Fleet(Plan(rule=RULES["sketch"](), privacy=privacy), model, tmp_path)
+    ledger = Ledger(path=tmp_path / "ledger", max_rounds=9)
+    participant = Participant(model, FileMemory(tmp_path / "memory"), "d0", ledger=ledger, noise=SeededSource(1))
+
+    def answer(exchange: Exchange) -> Tensors:
+        task = Assignment(plan=fleet.plan, turn=exchange.turn, down=exchange.down, steps=2, finetuning=CONFIG)
+        return participant.answer(task, rows(0))[0]
+
+    told = fleet.exchange(1, 0)
+    payload, spent = answer(told), [ledger.spent]
+    another = {key: tensor.flip(0) for key, tensor in payload.items()}
+    both, alone = second_exchange(fleet, told, [payload, another]), second_exchange(fleet, told, [payload])
+    for exchange in (both, both, told, alone, alone):
+        answer(exchange)
+        spent.append(ledger.spent)
+    assert spent == [1, 2, 2, 2 + repeated, 3 + repeated, 3 + repeated]
+
+
+def test_who_takes_no_shared_step_of_fedsb_moves_nothing(model: AdaptedModel, tmp_path: Path) -> None:
+    fleet = Fleet(Plan(rule=RULES["fedsb"](), personal=PERSONAL_WAYS["dual"]), model, tmp_path)
+    fleet.round(1)
+    fleet.round(2)
+    told = fleet.exchange(3, 0)
+    assert any(bool(tensor.any()) for key, tensor in told.down.items() if key.startswith("core."))
+    for key, tensor in fleet.answer(0, told, steps=1).items():
+        torch.testing.assert_close(tensor, torch.zeros_like(tensor), atol=1e-7, rtol=0.0, msg=key)
+
+
+def test_what_a_sketch_leaves_unsaid_is_not_fed_back(model: AdaptedModel, tmp_path: Path) -> None:
+    """The next round sketches in another basis."""
+    fleet = Fleet(Plan(rule=RULES["sketch"](), codec=TopK()), model, tmp_path)
+    fleet.round(1)
+    sections = FileMemory(tmp_path / "0" / "memory").read()
+    assert not any(name.startswith("left") for name in sections)
+
+
 def test_a_damaged_memory_is_named(model: AdaptedModel, tmp_path: Path) -> None:
     (tmp_path / "memory").write_bytes(b"not tensors")
     with pytest.raises(StorageError, match="cannot be read"):
@@ -368,7 +441,7 @@ def test_what_a_round_needed_is_not_kept_beyond_it(
     fleet = Fleet(Plan(rule=FedIT(), personal=PERSONAL_WAYS.get(way)), model, tmp_path)
     fleet.round(1)
     sections = FileMemory(tmp_path / "0" / "memory").read()
-    assert {name for name, tensors in sections.items() if tensors} == kept | {"sent0", "mark"}
+    assert {name for name, tensors in sections.items() if tensors} == kept | {"sent0", "asked0", "mark"}
 
 
 def test_metrics_are_said_again_as_they_were(model: AdaptedModel, tmp_path: Path) -> None:

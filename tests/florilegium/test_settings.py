@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from pydantic import Field
 
 from florilegium.errors import ConfigError
 from florilegium.settings import Settings
+from strategies.settings import PlanSettings, PrivacySettings
 
 
 class Inner(Settings):
@@ -66,3 +68,8 @@ def test_broken_toml_is_one_line(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml cannot be read"):
         Outer.load(tmp_path / "absent.toml")
+
+
+def test_an_infinity_that_is_accepted_can_be_read_where_it_is_sent_to() -> None:
+    sent = PlanSettings(privacy=PrivacySettings(clip_norm=math.inf, noise_multiplier=0.0, max_rounds=3))
+    assert PlanSettings.from_json(sent.model_dump_json()) == sent

@@ -126,7 +126,12 @@ def coordinator(folder: Path, config: HostileConfig | None, *, asked: Iterable[i
 @pytest.mark.parametrize("robust", ["none", *ROBUST_RULES])
 @pytest.mark.parametrize(
     ("attack", "factor", "reason"),
-    [("nan", 1.0, "not-finite"), ("wrong_shape", 1.0, "wrong-shape"), ("scaled", 1e300, "not-finite")],
+    [
+        ("nan", 1.0, "not-finite"),
+        ("wrong_shape", 1.0, "wrong-shape"),
+        ("scaled", 1e300, "not-finite"),
+        ("huge", 1.0, "huge"),
+    ],
 )
 def test_what_is_no_update_is_refused_by_name_and_the_round_goes_on(
     robust: str, attack: str, factor: float, reason: str, tmp_path: Path
@@ -253,7 +258,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Points:
     return score
 
 
-@pytest.mark.parametrize("attack", ["sign_flip", "scaled", "huge"])
+@pytest.mark.parametrize("attack", ["sign_flip", "scaled"])
 def test_averaging_fails(attack: str, points: Points) -> None:
     assert points("none", None) > 85
     assert points("none", HostileConfig(attack=attack)) < 50

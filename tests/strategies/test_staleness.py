@@ -64,5 +64,5 @@ def test_a_weight_is_made_by_its_name_and_options() -> None:
 
 @pytest.mark.parametrize("options", [{"slope": 1.0}, {"exponent": 1.0, "grace": 2}])
 def test_an_option_that_a_weight_has_not_is_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=f"the weight 'polynomial' cannot be made with {', '.join(options)}"):
+    with pytest.raises(ConfigError, match=r"polynomial: unknown key '(slope|grace)'; known keys: exponent"):
         staleness_weight("polynomial", options)
