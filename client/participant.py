@@ -126,22 +126,22 @@ class FileMemory:
 
 
 def own_ledger(path: Path, privacy: DeviceLevel | None, *, max_releases: int | None = None) -> Ledger | None:
-    """Return a device's ledger under a private plan; None under others.
+    """Return the ledger by which a device's releases are counted; None where neither plan nor owner limits them.
 
     Args:
         path: of the file; its folder is made.
-        privacy: of the plan.
-        max_releases: k, the most that the device releases; None for the plan's number of rounds.
+        privacy: of the plan; None where it is not private.
+        max_releases: k, the owner's limit, which no plan lifts by asking for no privacy; None for the plan's alone.
 
     Raises:
         StorageError: the disk refuses.
     """
-    if privacy is None:
+    limits = [limit for limit in (max_releases, privacy and privacy.max_rounds) if limit is not None]
+    if not limits:
         return None
     with storage_errors(path.parent):
         make_directory(path.parent)
-    most = privacy.max_rounds if max_releases is None else min(max_releases, privacy.max_rounds)
-    return Ledger(path=path, max_rounds=most)
+    return Ledger(path=path, max_rounds=min(limits))
 
 
 class Participant:

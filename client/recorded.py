@@ -56,7 +56,7 @@ class FleetSettings(Settings):
         finetuning: how local steps are taken, where the server does not say.
         bounds: what every device makes of what a server asks.
         rows: the folder of another fleet that has the devices' rows, from this one's; None for this one itself.
-        max_releases: k, the most that a device releases under private plans, by its own ledger, whatever a plan allows;
+        max_releases: k, the most that a device releases, by its own ledger, whatever a plan allows and private or not;
             None for the plan's number of rounds.
     """
 

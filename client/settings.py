@@ -24,7 +24,7 @@ class CoordinationSettings(Settings):
 
     Attributes:
         bounds: what it makes of what a server asks.
-        max_releases: k, the most that it releases under private plans, by its own ledger, whatever a plan allows; None
+        max_releases: k, the most that it releases, by its own ledger, whatever a plan allows and private or not; None
             for the plan's number of rounds.
     """
 

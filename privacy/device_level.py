@@ -10,8 +10,9 @@ updates the device could have made, 2C apart at most. z is standard deviation ÷
 
 Devices weigh the same, and n is the cohort that was configured, never the count of replies: a weight, or a count,
 would be a second release. However an update was made, by selection, synthesis, or anything else, this bounds what it
-tells. No amplification by sampling is claimed: ε is that of k participations, and k is kept by the device's own
-ledger, so that it needs no trust in the server.
+tells. No amplification by sampling is claimed: ε is that of k releases, and k is kept by the device's own ledger, so
+that it needs no trust in the server. That a plan is private at all is the server's word; an owner's own limit holds
+under any plan.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class DeviceLevel:
         noise_multiplier: z, standard deviation ÷ sensitivity; 0 promises nothing.
         delta: δ, well below 1 ÷ devices.
         placement: who adds the noise, "central" for the server or "local" for each device.
-        max_rounds: k, the most rounds that one device takes part in.
+        max_rounds: k, the most releases of one device: a round is one, two where the rule asks twice, and one more where a
+            tuner hears of an improvement.
         cohort: n, devices expected in a round; what a sum is divided by.
 
     Raises:
@@ -136,7 +138,7 @@ def noise_sum(total: Mapping[str, Tensor], config: DeviceLevel, source: NoiseSou
 
 
 def epsilon(config: DeviceLevel) -> float:
-    """Return ε of all that one device takes part in, `max_rounds` rounds, at the configured δ.
+    """Return ε of all that one device releases, `max_rounds` times, at the configured δ.
 
     Raises:
         ConfigError: dp_accounting is not installed.

@@ -221,6 +221,8 @@ def test_a_private_release_is_booked_before_it_and_never_given_back(
     change(directory, coordination={"max_releases": 2})
     with pytest.raises(PrivacyBudgetError):
         take_part(directory, replace(asked, turn=replace(asked.turn, round=3)))
+    with pytest.raises(PrivacyBudgetError):  # nor under a plan that asks for no privacy
+        take_part(directory, replace(asked, plan=plan(personal=None), turn=replace(asked.turn, round=3)))
     with Device.open(directory) as device:
         assert device.forget("d1")
     assert ledger.spent == 2

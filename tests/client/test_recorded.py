@@ -111,7 +111,12 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 def test_a_private_plan_is_charged_to_the_device_s_own_ledger(fleet: RecordedFleet, tmp_path: Path) -> None:
     fleet.record(0, [lesson("a")])
-    assert fleet.participant(0)._ledger is None
+    free = RecordedFleet.create(tmp_path / "free", fleet.settings.model_copy(update={"max_releases": None}))
+    free.record(0, [lesson("a")])
+    assert free.participant(0)._ledger is None
+    open_plan = fleet.participant(0)._ledger
+    assert open_plan is not None, "what its owner allows holds under any plan"
+    assert open_plan.max_rounds == 2
     ledger = fleet.participant(0, privacy=PRIVACY)._ledger
     assert ledger is not None
     assert ledger.path == fleet.folder / "devices" / "000000" / "ledger"
