@@ -136,7 +136,9 @@ def own_ledger(path: Path, privacy: DeviceLevel | None, *, max_releases: int | N
     Raises:
         StorageError: the disk refuses.
     """
-    limits = [limit for limit in (max_releases, privacy and privacy.max_rounds) if limit is not None]
+    limits = [] if max_releases is None else [max_releases]
+    if privacy is not None:
+        limits.append(privacy.max_rounds)
     if not limits:
         return None
     with storage_errors(path.parent):

@@ -17,12 +17,13 @@ from torch import Tensor
 from florilegium.errors import InputError
 from florilegium.tensors import Tensors
 
-__all__ = ["Contents", "pack", "unpack"]
+__all__ = ["Contents", "Packed", "accumulate", "pack", "unpack"]
 
 Contents: TypeAlias = dict[str, list[int]]  # shapes by key, in the order of the values
+Packed: TypeAlias = list[tuple[Contents, Tensor]]
 
 
-def pack(tensors: Mapping[str, Tensor]) -> list[tuple[Contents, Tensor]]:
+def pack(tensors: Mapping[str, Tensor]) -> Packed:
     """Return the tensors' values, in memory of their own, `(values,)` each, with what they are of.
 
     >>> pack({"a": torch.ones(2, 1), "b": torch.zeros(2)})
@@ -35,6 +36,30 @@ def pack(tensors: Mapping[str, Tensor]) -> list[tuple[Contents, Tensor]]:
 def _join(tensors: Tensors) -> tuple[Contents, Tensor]:
     values = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
     return {key: list(tensor.shape) for key, tensor in tensors.items()}, values
+
+
+def accumulate(total: Packed | None, tensors: Mapping[str, Tensor], *, factor: float = 1.0) -> Packed:
+    """Return total + factor · tensors, in the total's own memory.
+
+    The sum is float64: the order in which tensors come is lost in the last rounding to float32, and no other's rounding
+    moves it by more than the tensors themselves do.
+
+    Args:
+        total: as this returned it; None before the first.
+        tensors: floats, packed alike each time.
+        factor: of this one.
+
+    Raises:
+        InputError: keys, shapes or their order differ from the total's.
+    """
+    packed = pack(tensors)
+    if total is None:
+        total = [(contents, torch.zeros_like(values, dtype=torch.float64)) for contents, values in packed]
+    elif [contents for contents, _ in packed] != [contents for contents, _ in total]:
+        raise InputError("two sets of tensors differ in keys or shapes", "use adapters of one rank")
+    for (_, sums), (_, values) in zip(total, packed, strict=True):
+        sums.add_(values, alpha=factor)
+    return total
 
 
 def unpack(packed: Iterable[tuple[Mapping[str, Sequence[int]], Tensor]]) -> Tensors:

@@ -18,19 +18,19 @@ under any plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from florilegium.errors import ConfigError, InputError
-from florilegium.tensors import Tensors, add, scale
+from florilegium.errors import ConfigError
+from florilegium.tensors import Tensors, scale
 from privacy.accounting import gaussian_epsilon
 from privacy.clipping import clip, finite_norm
 from privacy.noise import NoiseSource, add_gaussian
 
-__all__ = ["DeviceLevel", "bound", "epsilon", "noise_sum", "release_local", "sum_bounded"]
+__all__ = ["DeviceLevel", "bound", "epsilon", "noise_sum", "promise", "release_local"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class DeviceLevel:
         noise_multiplier: z, standard deviation ÷ sensitivity; 0 promises nothing.
         delta: δ, well below 1 ÷ devices.
         placement: who adds the noise, "central" for the server or "local" for each device.
-        max_rounds: k, the most releases of one device: a round is one, two where the rule asks twice, and one more where a
-            tuner hears of an improvement.
+        max_rounds: k, the most releases of one device: a round is one, two where the rule asks twice, and one more
+            where a tuner hears of an improvement.
         cohort: n, devices expected in a round; what a sum is divided by.
 
     Raises:
@@ -109,24 +109,6 @@ def release_local(update: Mapping[str, Tensor], config: DeviceLevel, source: Noi
     return add_gaussian(bound(update, config), config.noise_std, source)
 
 
-def sum_bounded(updates: Iterable[Mapping[str, Tensor]], config: DeviceLevel) -> Tensors:
-    """Clip updates, again if their devices did, and sum them one at a time, every one with weight 1.
-
-    The sum is float64: in float32, roundings that depend on the other devices' updates would move it by more than C.
-
-    Raises:
-        RefusedError: an update is not finite.
-        InputError: there is no update, or two differ in keys or shapes.
-    """
-    total: Tensors | None = None
-    for update in updates:
-        bounded = {key: tensor.double() for key, tensor in bound(update, config).items()}
-        total = bounded if total is None else add(total, bounded)
-    if total is None:
-        raise InputError("there is no update to sum", "wait for at least one reply")
-    return total
-
-
 def noise_sum(total: Mapping[str, Tensor], config: DeviceLevel, source: NoiseSource) -> Tensors:
     """Add noise to a sum of clipped updates and divide by the configured cohort, on the server.
 
@@ -144,6 +126,25 @@ def epsilon(config: DeviceLevel) -> float:
         ConfigError: dp_accounting is not installed.
     """
     return gaussian_epsilon(config.noise_multiplier, delta=config.delta, compositions=config.max_rounds)
+
+
+def promise(config: DeviceLevel) -> str:
+    """Say in a sentence what is promised, of whom and for whom."""
+    if config.noise_multiplier == 0:
+        return "Nothing is promised: no noise is added."
+    try:
+        amount = f"({epsilon(config):.3g}, {config.delta:g})-private"
+    except ConfigError as error:
+        amount = f"private by noise {config.noise_multiplier:g} times the sensitivity ({error})"
+    unit, public = (
+        ("whether one device is there or not", "the models")
+        if config.placement == "central"
+        else ("what one device learned", "its updates")
+    )
+    return (
+        f"Over at most {config.max_rounds} releases, {unit} is {amount} for whoever sees {public}; "
+        "no amplification by sampling is claimed."
+    )
 
 
 def _require(config: DeviceLevel, placement: str) -> None:

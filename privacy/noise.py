@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from florilegium.errors import ConfigError
-from florilegium.tensors import Tensors, zeros_like
+from florilegium.tensors import Tensors
 
-__all__ = ["NoiseSource", "SeededSource", "SystemSource", "add_gaussian", "gaussian_like"]
+__all__ = ["NoiseSource", "SeededSource", "SystemSource", "add_gaussian"]
 
 _CHUNK: Final = 1 << 18
 _GRID_BITS: Final = 16
@@ -60,15 +60,6 @@ class SeededSource:
         """Return the next bytes of the stream, in whole words of eight."""
         words = self._generator.random_raw(-(-count // 8))
         return words.astype("<u8").tobytes()[:count]
-
-
-def gaussian_like(tensors: Mapping[str, Tensor], std: float, source: NoiseSource) -> Tensors:
-    """Return independent N(0, std²) in float32, of the same keys and shapes.
-
-    Raises:
-        ConfigError: `std` is neither 0 nor of a size that float32 can hold.
-    """
-    return add_gaussian(zeros_like(tensors), std, source)
 
 
 def add_gaussian(tensors: Mapping[str, Tensor], std: float, source: NoiseSource) -> Tensors:

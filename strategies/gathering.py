@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from florilegium.errors import InputError
-from florilegium.packing import Contents, pack, unpack
+from florilegium.packing import Packed, accumulate, unpack
 from florilegium.tensors import Tensors, is_finite, scale, subtract
 from privacy.device_level import bound, noise_sum
 from privacy.egress import Declared, Refusal, RefusedError, check_in
@@ -134,7 +134,7 @@ class Gathering:
         self._sums_payloads = plan.codec.is_linear and buffer is None
         self._noise = noise or SystemSource()
         self._replies: list[Reply] = []
-        self._total: list[tuple[Contents, Tensor]] | None = None
+        self._total: Packed | None = None
         self._weight = 0.0
         self.count = 0
 
@@ -197,14 +197,7 @@ class Gathering:
         privacy = self._plan.privacy
         if privacy is not None and privacy.placement == "central":
             tensors, weight = bound(tensors, privacy), 1.0
-        # In float64, so that the order in which replies come is lost in the last rounding to float32.
-        packed = pack(tensors)
-        if self._total is None:
-            self._total = [(contents, torch.zeros_like(values, dtype=torch.float64)) for contents, values in packed]
-        elif [contents for contents, _ in packed] != [contents for contents, _ in self._total]:
-            raise InputError("two replies differ in keys or shapes", "use adapters of one rank")
-        for (_, total), (_, values) in zip(self._total, packed, strict=True):
-            total.add_(values, alpha=weight)
+        self._total = accumulate(self._total, tensors, factor=weight)
         self._weight += weight
 
     def _mean(self) -> Tensors:

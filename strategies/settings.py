@@ -31,8 +31,8 @@ class PrivacySettings(Settings):
         noise_multiplier: z.
         delta: δ.
         placement: who adds the noise.
-        max_rounds: k, the most releases of one device: a round is one, two where the rule asks twice, and one more where a
-            tuner hears of an improvement.
+        max_rounds: k, the most releases of one device: a round is one, two where the rule asks twice, and one more
+            where a tuner hears of an improvement.
     """
 
     clip_norm: float

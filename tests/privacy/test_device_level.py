@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from florilegium.errors import ConfigError, InputError
+from florilegium.errors import ConfigError
+from florilegium.packing import accumulate, unpack
 from florilegium.tensors import Tensors, joint_norm, mean, subtract
 from privacy.accounting import gaussian_epsilon
-from privacy.device_level import DeviceLevel, bound, epsilon, noise_sum, release_local, sum_bounded
+from privacy.device_level import DeviceLevel, bound, epsilon, noise_sum, promise, release_local
 from privacy.egress import RefusedError
 from privacy.noise import SeededSource, SystemSource
 
@@ -38,6 +41,14 @@ drawn_updates = entries.map(lambda row: {"a": torch.tensor(row[:3]), "b": torch.
 
 def distance(one: Tensors, other: Tensors) -> float:
     return joint_norm(subtract({k: t.double() for k, t in one.items()}, {k: t.double() for k, t in other.items()}))
+
+
+def sum_bounded(updates: Sequence[Tensors], config: DeviceLevel) -> Tensors:
+    """What a server sums before it adds noise."""
+    total = None
+    for update in updates:
+        total = accumulate(total, bound(update, config))
+    return unpack(total or [])
 
 
 def test_no_noise_and_no_clip_give_the_plain_mean() -> None:
@@ -170,6 +181,22 @@ def test_the_claimed_epsilon_holds_for_the_best_threshold_between_the_farthest_u
     assert largest_excess(replace(config, noise_multiplier=0.1)) > 0.5
 
 
+def test_a_promise_says_of_whom_for_whom_and_how_much() -> None:
+    said = promise(CENTRAL)
+    assert "is (14.1, 1e-05)-private" in said
+    assert f"{epsilon(CENTRAL):.3g}" == "14.1"
+    assert ("there or not" in said, "sees the models" in said, "10 releases" in said) == (True, True, True)
+    assert promise(LOCAL).replace("sees its updates", "sees the models") != said
+    assert "sees its updates" in promise(LOCAL)
+    assert promise(replace(CENTRAL, noise_multiplier=0.0)) == "Nothing is promised: no noise is added."
+
+
+def test_without_the_library_a_promise_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    assert "noise 1.2 times" in promise(CENTRAL)
+    assert "pip install" in promise(CENTRAL)
+
+
 def test_an_update_that_is_not_finite_is_refused_with_and_without_a_bound() -> None:
     broken = {"a": torch.tensor([1.0, math.nan])}
     for config in (CENTRAL, OPEN):
@@ -184,11 +211,6 @@ def test_noise_is_added_only_where_the_configuration_says() -> None:
         release_local(make_updates(1)[0], CENTRAL, SystemSource())
     with pytest.raises(ConfigError, match="placement is 'local'"):
         noise_sum(make_updates(1)[0], LOCAL, SystemSource())
-
-
-def test_nothing_to_sum_is_refused() -> None:
-    with pytest.raises(InputError, match="no update to sum"):
-        sum_bounded([], CENTRAL)
 
 
 @pytest.mark.parametrize(

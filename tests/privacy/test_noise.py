@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from florilegium.errors import ConfigError
+from florilegium.tensors import Tensors, zeros_like
 from privacy import noise
-from privacy.noise import NoiseSource, SeededSource, SystemSource, add_gaussian, gaussian_like
+from privacy.noise import NoiseSource, SeededSource, SystemSource, add_gaussian
 
 MANY = 1_000_000
+
+
+def gaussian_like(tensors: Tensors, std: float, source: NoiseSource) -> Tensors:
+    return add_gaussian(zeros_like(tensors), std, source)
 
 
 class Words:
