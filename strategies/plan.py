@@ -88,6 +88,11 @@ class Plan:
             return
         if self.personal is not None and self.personal.share >= 1:
             raise ConfigError(f"{self.name} leaves no local steps to the shared adapter", "lower personal.share")
+        if self.personal is not None and self.personal.start == "shared" and self.rule.starts_afresh:
+            raise ConfigError(
+                f"{self.rule.name} folds each round's adapters into the weights, where a copy of one would count twice",
+                "choose dual, or another rule",
+            )
         if not isinstance(self.rule, Individual):
             return
         if self.robust is not None:

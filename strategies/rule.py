@@ -107,10 +107,12 @@ class Rule(ABC):
     Attributes:
         name: on the command line and in files.
         mixed_ranks: whether devices may have adapters of different ranks.
+        starts_afresh: whether each round's adapters are folded into the weights, and the next begins with new ones.
     """
 
     name: ClassVar[str]
     mixed_ranks: ClassVar[bool] = False
+    starts_afresh: ClassVar[bool] = False
 
     def sums_updates(self, turn: Turn) -> bool:
         """Whether the mean of what leaves is a change of the state's tensors of the same keys.

@@ -27,6 +27,7 @@ class FLoRA(Individual):
 
     name: ClassVar[str] = "flora"
     mixed_ranks: ClassVar[bool] = True
+    starts_afresh: ClassVar[bool] = True
 
     def start(self, adapter: Tensors, turn: Turn) -> Tensors:
         """Hold a residual of zero."""
