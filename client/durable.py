@@ -6,10 +6,12 @@ for their owner only (0700), and so are files (0600).
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from florilegium.errors import StorageError
 
@@ -23,6 +25,14 @@ __all__ = [
 ]
 
 
+_REMEDIES: Final[Mapping[int | None, str]] = {
+    errno.ENOENT: "name a folder that exists",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.EEXIST: "name another place",
+    errno.EISDIR: "name a file, not a folder",
+}
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn an operating system's refusal (disk full, no permission, …) into a `StorageError` that names `path`."""
@@ -30,7 +40,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         problem = f"{path} cannot be written: {error.strerror or type(error).__name__}"
-        raise StorageError(problem, "free space or check permissions; what was there is intact") from error
+        remedy = _REMEDIES.get(error.errno, "free space or check permissions")
+        raise StorageError(problem, f"{remedy}; what was there is intact") from error
 
 
 def make_directory(path: Path) -> None:

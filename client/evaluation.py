@@ -136,7 +136,7 @@ def forgetting_probe(model: BaseModel, texts: Sequence[str] | None = None) -> fl
 
 def probe_texts() -> tuple[str, ...]:
     """Return the built-in probe: general English sentences that are nobody's dialogue."""
-    text = resources.files("client").joinpath("probe.txt").read_text(encoding="utf-8")
+    text = (resources.files("florilegium") / "texts" / "probe.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line)
 
 

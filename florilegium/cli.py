@@ -58,7 +58,7 @@ def _explain(error: Exception, command: str | None) -> FlorilegiumError | None:
         if module in _POSIX:
             return ConfigError("this system is not supported", "use Linux or macOS; on Windows, WSL")
         extra = {"device": "device", "registry": "server"}.get(command or "", "simulation")
-        remedy = f"pip install 'florilegium[{extra}]'"
+        remedy = f"in a clone of the project: pip install '.[{extra}]'"
         return None if module in _OWN else ConfigError(f"the library {module!r} is not installed", remedy)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -72,7 +72,8 @@ def _explain(error: Exception, command: str | None) -> FlorilegiumError | None:
 app = typer.Typer(
     name="florilegium",
     cls=_Program,
-    help="Personalize a language model on every device of a fleet, from a tiny private buffer.",
+    help="Personalize a language model on every device of a fleet, from a tiny private buffer.\n\n"
+    "Example: florilegium demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args, get_origin
+from typing import Any, Final, Self, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -20,6 +20,12 @@ from florilegium.errors import ConfigError
 __all__ = ["Settings", "build", "one_of", "read_toml"]
 
 Built = TypeVar("Built")
+
+# What pydantic says of Python's types, in the words of TOML.
+_FORMS: Final = {
+    "tuple_type": "must be a list; write it in [ ]",
+    "list_type": "must be a list; write it in [ ]",
+} | dict.fromkeys(("model_type", "dataclass_type", "dict_type"), "must be a table; write it in { } or under [name]")
 
 
 def one_of(names: Iterable[str]) -> AfterValidator:
@@ -122,7 +128,9 @@ def _explain(cls: type, problem: tuple[tuple[str, ...], str, str, object], sourc
         nearest = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
         return f"{source}: unknown key {name!r}; {hint}"
-    rule = message.removeprefix("Value error, ")
+    if kind == "missing":
+        return f"{source}: {name} is missing; add it"
+    rule = _FORMS.get(kind, message.removeprefix("Value error, "))
     return f"{source}: {name} = {value!r} is refused: {rule[:1].lower() + rule[1:]}"
 
 

@@ -139,7 +139,7 @@ def _dp_accounting() -> ModuleType:
     except ImportError:
         raise ConfigError(
             "dp_accounting is not installed, and ε cannot be computed without it",
-            "run: pip install 'florilegium[privacy]'",
+            "in a clone of the project: pip install '.[privacy]'",
         ) from None
     library: ModuleType = dp_accounting
     return library

@@ -1,7 +1,8 @@
 """Word lists that say what a dialogue is about: one text file per domain, one word or phrase per line.
 
-The lists that ship are in `lexicons/`. A device may have a folder of its own, which then stands for all of them: its
-files are the domains, so that lists for another language or another field are never mixed with ours.
+The lists that ship are in `florilegium/texts/lexicons/`, in the package that every node has installed, because a bundle
+of Flower's carries no text files. A device may have a folder of its own, which then stands for all of them: its files
+are the domains, so that lists for another language or another field are never mixed with ours.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def _read_all(folder: Traversable) -> dict[str, tuple[str, ...]]:
 
 
 def _shipped() -> Traversable:
-    return resources.files("client.selection") / "lexicons"
+    return resources.files("florilegium") / "texts" / "lexicons"
 
 
 def load_lexicons(directory: Path | None = None) -> Lexicons:
@@ -182,7 +183,7 @@ def load_lexicons(directory: Path | None = None) -> Lexicons:
 @cache
 def possessives() -> Lexicons:
     """Load the words, of many languages, with which users speak of what is theirs, as one domain."""
-    file = resources.files("client.selection") / "possessives.txt"
+    file = resources.files("florilegium") / "texts" / "possessives.txt"
     return Lexicons.of({"own": parse_lexicon(file.name, file.read_bytes())})
 
 

@@ -169,7 +169,10 @@ def _settings(path: Path | None, arms: str | None, given: Mapping[str, object]) 
     values |= {name: value for name, value in given.items() if value is not None}
     if arms is not None:
         every = {"all": tuple(ARMS), "strategies": EVERY_SHARING_ARM}
-        values["arms"] = every.get(arms, tuple(name.strip() for name in arms.split(",")))
+        listed = tuple(name.strip() for name in arms.split(","))
+        if len(listed) > 1 and (whole := [name for name in listed if name in every]):
+            raise ConfigError(f"{whole[0]!r} stands for a whole list of arms", "give it alone, or name the arms")
+        values["arms"] = every.get(arms, listed)
     plans = values.get("plans")
     own = list(plans) if isinstance(plans, dict) else []
     of_fleets = {*SHARING_ARMS, *own}
@@ -181,6 +184,8 @@ def _settings(path: Path | None, arms: str | None, given: Mapping[str, object]) 
             f"{alone[0]} is a way of one device to learn, {sharing[0]} one of a fleet to share",
             "compare each kind in a run of its own",
         )
+    if not sharing and given.get("unseen") is not None:
+        raise ConfigError("--unseen is of fleets", "leave it out, or name ways of sharing in --arms")
     source = "options" if path is None else f"{path} and options"
     return (SharingConfig if sharing else CompareConfig).parse(values, source=source)
 

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from client.annotation import QueueAnnotator
     from client.buffer import BufferedDialogue
     from client.device import Device, RoundReport
-    from client.dialogue import Dialogue
+    from client.dialogue import Annotation, Dialogue
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Personalize one device's model; no server is involved.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Personalize one device's model; no server is involved.\n\nExample: florilegium device init my-device",
+)
 
 Directory: TypeAlias = Annotated[Path, typer.Argument(help="The device's directory.")]
 
@@ -68,7 +71,8 @@ def init(
     try:
         values = tomllib.loads("\n".join(set_ or ()))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--set is not valid TOML: {error}", "write text in quotes: policy='\"paper\"'") from None
+        remedy = "write text in quotes: policy='\"paper\"'; give each setting once"
+        raise ConfigError(f"--set is not valid TOML: {error}", remedy) from None
     Device.create(directory, DeviceSettings.parse(values, source="--set"))
     if with_lexicons:
         copy_lexicons(directory / "lexicons")
@@ -215,7 +219,8 @@ def observe(
 def annotate(
     directory: Directory,
     file: Annotated[
-        Path | None, typer.Argument(help="JSON lines: dialogue_id, verdict (ideal, accept, skip), ideal.")
+        Path | None,
+        typer.Argument(help="JSON lines: dialogue_id or its beginning, verdict (ideal, accept, skip), ideal."),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only list what is asked, with identifiers.")] = False,
     as_json: AsJson = False,
@@ -228,22 +233,29 @@ def annotate(
         with _open(directory, read_only=True) as device:
             _print_held([("asked", item) for item in device.buffer.pending()], as_json=as_json)
         return
+    if file is None and as_json:
+        raise ConfigError("--json is of answers from a file, and none is named", "name one, or list with --list --json")
     with _open(directory) as device:
         if file is None:
             _annotate_by_hand(device)
         else:
-            _annotate_from(device, [_answer(row, place) for row, _, place in _rows(file)])
+            _annotate_from(device, list(_rows(file)), as_json=as_json)
 
 
-def _annotate_from(device: Device, answers: Sequence[tuple[str, str, str | None]]) -> None:
+def _annotate_from(device: Device, rows: Sequence[tuple[Mapping[str, object], int, str]], *, as_json: bool) -> None:
+    """Store answers, all or, where a line is wrong, none."""
     from client.annotation import QueueAnnotator
 
-    user = QueueAnnotator(device.buffer)
-    held = {each.dialogue.dialogue_id for each in (*device.buffer.dialogues(), *device.buffer.heldout())}
-    for dialogue_id, verdict, ideal in (answer for answer in answers if answer[0] in held):
-        user.answer(dialogue_id, verdict, ideal)
-    gone = sum(answer[0] not in held for answer in answers)
-    console.print(f"{len(answers) - gone} answers stored, {gone} to dialogues that are no longer in the buffer")
+    held = {each.dialogue.dialogue_id: each.dialogue for each in (*device.buffer.dialogues(), *device.buffer.heldout())}
+    answers = [_answer(row, place, held) for row, _, place in rows]
+    known, user = [answer for answer in answers if answer is not None], QueueAnnotator(device.buffer)
+    for answer in known:
+        user.answer(answer.dialogue_id, answer.verdict, answer.ideal)
+    gone = len(answers) - len(known)
+    if as_json:
+        print_json({"stored": len(known), "gone": gone})
+    else:
+        console.print(f"{len(known)} answers stored, {gone} to dialogues that are unknown or no longer in the buffer")
 
 
 def _annotate_by_hand(device: Device) -> None:
@@ -274,11 +286,22 @@ def _answer_by_hand(user: QueueAnnotator, dialogue: Dialogue) -> bool:
     return True
 
 
-def _answer(row: Mapping[str, object], place: str) -> tuple[str, str, str | None]:
-    dialogue_id, verdict, ideal = row.get("dialogue_id"), row.get("verdict"), row.get("ideal")
-    if not (isinstance(dialogue_id, str) and isinstance(verdict, str) and isinstance(ideal, str | None)):
-        raise InputError(f"{place} is no answer", 'write {"dialogue_id": "…", "verdict": "ideal", "ideal": "…"}')
-    return dialogue_id, verdict, ideal
+def _answer(row: Mapping[str, object], place: str, held: Mapping[str, Dialogue]) -> Annotation | None:
+    """Read an answer to one of the dialogues that are held; None if it is to another."""
+    from client.annotation import judge
+    from client.dialogue import Verdict
+
+    given, verdict, ideal = row.get("dialogue_id"), row.get("verdict"), row.get("ideal")
+    if not (isinstance(given, str) and given and verdict in list(Verdict) and isinstance(ideal, str | None)):
+        remedy = 'write {"dialogue_id": "…", "verdict": "ideal", "ideal": "…"}; the verdict is ideal, accept or skip'
+        raise InputError(f"{place} is no answer", remedy)
+    found = [given] if given in held else [whole for whole in held if whole.startswith(given)]
+    if len(found) > 1:
+        raise InputError(f"{place}: {len(found)} dialogues match its identifier", "give more of its characters")
+    try:
+        return judge(held[found[0]], str(verdict), ideal) if found else None
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
 
 
 def _learn(device: Device, *, quiet: bool, memory_mb: int | None = None) -> RoundReport:

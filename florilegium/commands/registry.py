@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="List, promote and roll back a run's shared adapters.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, promote and roll back a run's shared adapters.\n\n"
+    "Example: florilegium registry list runs/server/registry",
+)
 
 # Of a round's numbers, what fits 80 columns; --json prints all.
 _SHOWN: Final = ("round", "taken", "refused", "failed", "silent", "improvement", "uplink_bytes")

@@ -30,7 +30,7 @@ def simulate(
         str | None, typer.Argument(help=f"A rule of sharing, or a personal way on it; {_STRATEGY} by default.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings; options override it.")] = None,
-    devices: Annotated[int, typer.Option(help="Devices of the fleet.", min=2)] = _DEVICES,
+    devices: Annotated[int | None, typer.Option(help=f"Devices of the fleet; {_DEVICES} by default.", min=2)] = None,
     cohort: Annotated[
         int | None, typer.Option(help=f"Replies that a round wants; {_COHORT} by default.", min=1)
     ] = None,
@@ -62,26 +62,41 @@ def simulate(
         "workers": workers,
         "deadline_seconds": None if deadline is None else 3600 * deadline,
     }  # fmt: skip
-    settings = _settings(config, devices, given, {"dropout": dropout, "stragglers": stragglers})
-    draw = world_users((settings.seed,), devices + settings.unseen, turns, heldout)
+    settings, active = _settings(config, devices, given, {"dropout": dropout, "stragglers": stragglers})
+    draw = world_users((settings.seed,), active + settings.unseen, turns, heldout)
     run(draw, settings, out, prefix="fleet-", as_json=as_json)
 
 
 def _settings(
-    path: Path | None, devices: int, given: dict[str, object], faults: dict[str, float | None]
-) -> SharingConfig:
+    path: Path | None, devices: int | None, given: dict[str, object], faults: dict[str, float | None]
+) -> tuple[SharingConfig, int]:
+    """Return the settings of the run, and how many devices its fleet has."""
+    from simulation.fleet.config import FleetConfig
     from simulation.sharing.config import SharingConfig
 
-    values: dict[str, object] = {"arms": ("none", _STRATEGY), "rounds": _ROUNDS, "cohort": min(_COHORT, devices)}
+    values: dict[str, object] = {"arms": ("none", _STRATEGY), "rounds": _ROUNDS}
     values |= read_toml(path) if path else {}
     values |= {name: value for name, value in given.items() if value is not None}
     values.setdefault("evaluate_every", values["rounds"])
-    if values.get("runtime", "inprocess") == "inprocess":
-        values.setdefault("measured", _MEASURED)
-        hardware = _table(values, "fleet") | {"devices": devices}
-        own = _table(hardware, "faults") | {name: value for name, value in faults.items() if value is not None}
-        values["fleet"] = hardware | ({"faults": own} if own else {})
-    return SharingConfig.parse(values, source="options" if path is None else f"{path} and options")
+    source = "options" if path is None else f"{path} and options"
+    faulty = {name: value for name, value in faults.items() if value is not None}
+    if values.get("runtime", "inprocess") != "inprocess":
+        if faulty:
+            raise ConfigError(
+                f"--{next(iter(faulty))} is of the simulated clock, and runtime {values['runtime']} has none",
+                "leave it out, or choose the runtime inprocess",
+            )
+        active = devices or _DEVICES
+        return SharingConfig.parse({"cohort": min(_COHORT, active)} | values, source=source), active
+    hardware = {"devices": _DEVICES} | _table(values, "fleet") | ({} if devices is None else {"devices": devices})
+    if own := _table(hardware, "faults") | faulty:
+        hardware["faults"] = own
+    active = FleetConfig.parse(hardware, source=f"{source}: fleet").devices
+    values = {"cohort": min(_COHORT, active)} | values | {"fleet": hardware}
+    settings = SharingConfig.parse(values, source=source)
+    if "measured" not in values and not any(arm.learns and not arm.shares for arm in settings.find_arms()):
+        settings = SharingConfig.parse(values | {"measured": _MEASURED}, source=source)
+    return settings, active
 
 
 def _table(values: Mapping[str, object], name: str) -> dict[str, object]:

@@ -174,7 +174,7 @@ def _optuna() -> Iterator[ModuleType]:
     except ImportError:
         raise ConfigError(
             "optuna is not installed, and runs cannot be searched without it",
-            "run: pip install 'florilegium[simulation]'",
+            "in a clone of the project: pip install '.[simulation]'",
         ) from None
     loudness = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -131,7 +131,7 @@ def read_records(path: Path, parse: Callable[[Record], _Parsed], *, skip_malform
         except FieldError as problem:
             problems.append(f"line {number}: {problem}")
     if problems and not skip_malformed:
-        raise InputError(_summary(path, problems, lines), "mend the lines or skip malformed ones")
+        raise InputError(_summary(path, problems, lines), "mend the lines, or leave them out with --skip-malformed")
     if problems:
         _log.warning("%s: passed over %d malformed lines of %d", path.name, len(problems), lines)
     if not parsed:

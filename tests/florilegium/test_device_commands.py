@@ -152,7 +152,15 @@ def test_what_is_asked_can_be_listed_and_answered(device: str, log: str, program
     asked = lines(program("annotate", device, "--list", "--json")[1])
     assert [row["question"] for row in asked] == [f"Where is {n}?" for n in range(5)]
     answers = [{"dialogue_id": str(row["dialogue_id"]), "verdict": "ideal", "ideal": "Here."} for row in asked]
-    assert program("annotate", device, write(tmp_path / "answers.jsonl", answers))[0] == 0
+    wrong = [answers[0], answers[1] | {"verdict": "wrong"}]
+    code, _, err = program("annotate", device, write(tmp_path / "wrong.jsonl", wrong))
+    assert (code, "wrong.jsonl, line 2 is no answer" in err) == (3, True)
+    assert not any(row["answered"] for row in lines(program("show", device, "--json")[1])), "all lines or none"
+    assert program("annotate", device, "--json")[0] == 2
+    short = [answers[0] | {"dialogue_id": str(answers[0]["dialogue_id"])[:8]}, *answers[1:]]
+    short.append(answers[0] | {"dialogue_id": "nowhere"})
+    said = program("annotate", device, write(tmp_path / "answers.jsonl", short), "--json")
+    assert (said[0], lines(said[1])) == (0, [{"stored": 5, "gone": 1}])
     assert all(row["answered"] for row in lines(program("show", device, "--json")[1]))
     (report,) = lines(program("learn", device, "--json")[1])
     assert (report["outcome"], report["originals"], report["drops"]) == ("no-holdout", 5, {})
@@ -253,7 +261,7 @@ def test_lexicons_are_copied_for_editing(tmp_path: Path, program: Program) -> No
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "pip install 'florilegium[device]'"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "pip install '.[device]'"),
         (ModuleNotFoundError("No module named 'fcntl'", name="fcntl"), 2, "this system is not supported; use Linux"),
         (PermissionError(13, "Permission denied", "/x"), 5, "/x: Permission denied"),
         (torch.OutOfMemoryError("CUDA out of memory"), 6, "the memory is full"),
@@ -283,7 +291,7 @@ def test_the_simulation_has_an_extra_of_its_own() -> None:
         for module in ("scipy", "simulation.compare")
     )
     assert lacking.returncode == 2
-    assert "'scipy' is not installed; pip install 'florilegium[simulation]'" in lacking.stderr
+    assert "'scipy' is not installed; in a clone of the project: pip install '.[simulation]'" in lacking.stderr
     # A module of our own that is missing is our mistake, and no advice on what to install.
     assert broken.returncode == 1
     assert "ModuleNotFoundError" in broken.stderr

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from florilegium.cli import app
+from florilegium.commands.simulate import _settings
 
 RUNNER = CliRunner()
 SMALL = ["--turns", "30", "--heldout", "4"]
@@ -39,6 +40,22 @@ def test_simulate_says_what_a_fleet_took(settings: Path, tmp_path: Path) -> None
     assert "hours of the fleet" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("options", "devices"), [([], 7), (["--devices", "5"], 5)])
+def test_a_file_says_how_many_devices_unless_an_option_does(options: list[str], devices: int, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text("[fleet]\ndevices = 7\n")
+    given = int(options[1]) if options else None
+    settings, active = _settings(path, given, {}, {"dropout": 0.2, "stragglers": None})
+    assert (active, settings.cohort, settings.measured) == (devices, devices, 16)
+    assert settings.fleet is not None
+    assert (settings.fleet.devices, settings.fleet.faults.dropout) == (devices, 0.2)
+
+
+def test_who_learns_alone_is_measured_everywhere() -> None:
+    settings, active = _settings(None, 3, {"arms": ("none", "local")}, {})
+    assert (active, settings.measured) == (3, None)
+
+
 def test_compare_takes_ways_of_sharing(settings: Path, tmp_path: Path) -> None:
     result = RUNNER.invoke(
         app,
@@ -59,6 +76,9 @@ def test_compare_takes_ways_of_sharing(settings: Path, tmp_path: Path) -> None:
         (["simulate", "fedti"], "did you mean 'fedit'"),
         (["simulate", "--runtime", "rya"], "runtime"),
         (["simulate", "trust", "--runtime", "ray"], "names of its own"),
+        (["simulate", "--runtime", "ray", "--dropout", "0.3"], "--dropout is of the simulated clock"),
+        (["compare", "--arms", "none,local-improved", "--unseen", "2"], "--unseen is of fleets"),
+        (["compare", "--arms", "all,none"], "'all' stands for a whole list of arms"),
         (["compare", "--arms", "local-improved,fedit"], "compare each kind in a run of its own"),
         (["compare", "--arms", "none,local-improvd"], "did you mean 'local-improved'"),
         (["compare", "--arms", "none,dual+fedti"], "did you mean 'dual+fedit'"),

@@ -164,5 +164,5 @@ def test_other_impossible_arguments_are_refused() -> None:
 
 def test_the_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ConfigError, match=r"pip install 'florilegium\[privacy\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[privacy\]'"):
         gaussian_epsilon(1.0, delta=1e-5)

@@ -57,7 +57,7 @@ def test_settings_are_told_apart_by_what_they_write(tmp_path: Path) -> None:
     [
         ({"wya": "fixed"}, "unknown key 'wya'; did you mean 'way'"),
         ({"way": "fedex"}, "must be one of fedex_hpo, fixed, schedule"),
-        ({"way": "fedex_hpo"}, "tuner fedex_hpo: options.candidates .* field required"),
+        ({"way": "fedex_hpo"}, "tuner fedex_hpo: options.candidates is missing; add it"),
         (
             {"way": "fedex_hpo", "options": {"candidates": PAIR, "exploraton": 0.2}},
             "unknown key 'options.exploraton'; did you mean 'exploration'",

@@ -33,6 +33,12 @@ assert isinstance(client.app.app, ClientApp) and isinstance(server.app.app, Serv
 assert all(Path(module.__file__).is_relative_to(bundle) for module in (client.app, server.app, client.loading))
 model = Path(client.loading.locate("seedling"))
 assert (model / "model.safetensors").is_file() and not model.is_relative_to(bundle)
+
+# What a user's device needs to select and to be measured, which no bundle of Flower's can carry.
+from client.evaluation import probe_texts
+from client.selection.lexicons import load_lexicons, possessives
+
+assert probe_texts() and load_lexicons().domains and possessives().domains
 """
 
 
