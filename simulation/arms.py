@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 from client.selection.policies import POLICIES
 from florilegium.errors import ConfigError
@@ -39,6 +39,7 @@ class Arm:
     trains: bool = False
     retrieves: bool = False
     sees_everything: bool = False
+    promise: ClassVar[None] = None  # nothing leaves a device
 
     @property
     def learns(self) -> bool:

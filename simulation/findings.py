@@ -97,8 +97,9 @@ def _disagreement(contrast: ContrastSummary, said: Verdict) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    """Say what a reader should know before trusting the findings: fairness, the gate, forgetting, how many users."""
-    return [note for note in (_fairness(summary), _gate(summary), _forgetting(summary), _sample(summary)) if note]
+    """Say what a reader should know before trusting the findings: fairness, the gate, forgetting, privacy, how many."""
+    said = (_fairness(summary), _gate(summary), _forgetting(summary), *_promises(summary), _sample(summary))
+    return [note for note in said if note]
 
 
 def _fairness(summary: Summary) -> str:
@@ -144,6 +145,10 @@ def _forgetting(summary: Summary) -> str:
     if worst is None:
         return ""
     return f"General text became at most {signed(worst[0])} nats per token less likely ({worst[1]})."
+
+
+def _promises(summary: Summary) -> list[str]:
+    return [f"Privacy of {name}: {arm.promise}" for name, arm in summary.arms.items() if arm.promise]
 
 
 def _sample(summary: Summary) -> str:

@@ -33,7 +33,7 @@ __all__ = [
     "summarize",
 ]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 REFERENCE: Final = "none"
 """The arm that every other one's differences are taken to, where it was run."""
 
@@ -54,6 +54,11 @@ class ComparedArm(Protocol):
     @property
     def policy(self) -> str | None:
         """The selection policy, where arms differ in it."""
+        ...
+
+    @property
+    def promise(self) -> str | None:
+        """What privacy it promises, in a sentence with figures; None where it promises none."""
         ...
 
     @property
@@ -178,6 +183,7 @@ class ArmSummary(_Value):
     Attributes:
         title: what it does.
         policy: the selection policy that decides what it learns from; null where none does.
+        promise: the privacy that it promises, with its figures; null where it promises none.
         metrics: metric → estimate, after the last round and after the gate.
         before_gate: metric → estimate of the last round's candidate, whether it passed or not; empty without training.
         by_kind: kind of held-out question → metric → estimate.
@@ -197,6 +203,7 @@ class ArmSummary(_Value):
 
     title: str
     policy: str | None
+    promise: str | None
     metrics: dict[str, Estimate]
     before_gate: dict[str, Estimate]
     by_kind: dict[str, dict[str, Estimate]]
@@ -260,7 +267,7 @@ class Summary(_Value):
         unseen: the same of devices that took no part; null where there are none.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     model: str
     config: dict[str, object]
     seeds: list[int]
@@ -349,6 +356,7 @@ def _arm(
     return ArmSummary(
         title=arm.title,
         policy=arm.policy if arm.within_budget else None,
+        promise=arm.promise,
         metrics=_estimates([record.scores for record in final], draws),
         before_gate=_estimates([record.candidate for record in final if record.candidate], draws),
         by_kind={

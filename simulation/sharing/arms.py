@@ -16,6 +16,7 @@ from itertools import product
 from typing import Final, Literal
 
 from florilegium.errors import ConfigError
+from privacy.device_level import DeviceLevel, promise
 from simulation.arms import Contrast, pick
 from strategies.personal import PERSONAL_WAYS
 from strategies.rules import RULES
@@ -54,6 +55,12 @@ class SharingArm:
     def shares(self) -> bool:
         """Whether anything leaves a device."""
         return self.plan is not None and self.plan.rule != "none"
+
+    @property
+    def promise(self) -> str | None:
+        """What device-level privacy its plan promises; None where it asks for none."""
+        privacy = None if self.plan is None else self.plan.privacy
+        return None if privacy is None else promise(DeviceLevel(**privacy.model_dump(), cohort=1))
 
     @property
     def trains(self) -> bool:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from simulation.findings import Verdict, describe, findings, notes, signed, verdict
+from simulation.sharing.arms import SharingArm
 from simulation.summary import Difference, Summary
+from strategies.settings import PlanSettings, PrivacySettings
 
 MakeSummary = Callable[..., Summary]
 
@@ -102,3 +104,15 @@ def test_notes_say_that_five_users_are_too_few(make_summary: MakeSummary) -> Non
 def test_notes_of_a_run_without_learning_say_little(make_summary: MakeSummary) -> None:
     (only,) = notes(make_summary(("none",)))
     assert "12 users from 3 seeds" in only
+
+
+def test_what_privacy_comes_to_is_noted(make_summary: MakeSummary) -> None:
+    summary = make_summary()
+    plan = PlanSettings(privacy=PrivacySettings(clip_norm=0.1, noise_multiplier=1.0, delta=1e-3, max_rounds=5))
+    said = SharingArm(name="private", title="private", plan=plan).promise
+    assert said is not None
+    assert "(8.79, 0.001)-private" in said
+    name, arm = next(iter(summary.arms.items()))
+    private = summary.model_copy(update={"arms": summary.arms | {name: arm.model_copy(update={"promise": said})}})
+    assert f"Privacy of {name}: {said}" in notes(private)
+    assert "Privacy" not in " ".join(notes(summary))
