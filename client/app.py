@@ -33,6 +33,7 @@ from florilegium.settings import Settings
 from florilegium.tensors import Tensors
 from florilegium.wire import from_record, to_record
 from privacy.egress import ErrorCode, code_of
+from strategies.plan import Plan
 from strategies.rule import Turn
 from strategies.settings import PlanSettings
 
@@ -67,13 +68,14 @@ def query(message: Message, context: Context) -> Message:
 def _answer(content: RecordDict, context: Context) -> RecordDict:
     with _member(context) as member:
         told = _read(content)
-        told.check_scale(member.shape)
-        asked = clamp(_numbers(content), member.bounds)
+        told.check_shape(member.shape)
+        plan = told.make_plan()
+        asked = clamp({"steps": _STEPS, "proximal": plan.proximal} | _numbers(content), member.bounds)
         count = asked.get("synthesis_count")
         examples = member.examples(told.round, synthesis_count=None if count is None else int(count))
         if not examples:
             return _reply({}, {"error": float(ErrorCode.NO_DATA)})
-        task = _assignment(content, told, asked, member.finetuning)
+        task = _assignment(content, told, replace(plan, proximal=asked["proximal"]), asked, member.finetuning)
         holdout = member.holdout(told.round) if told.improvement_unit > 0 else []
         participant = member.participant(dropout=asked.get("dropout"), privacy=task.plan.privacy)
         answer = participant.answer(task, examples, holdout)
@@ -81,19 +83,20 @@ def _answer(content: RecordDict, context: Context) -> RecordDict:
     return _reply(*answer)
 
 
-def _assignment(content: RecordDict, told: _Told, asked: Mapping[str, float], own: FineTuneConfig) -> Assignment:
-    plan = PlanSettings.from_json(told.plan).plan(seed=told.seed, cohort=told.cohort)
+def _assignment(
+    content: RecordDict, told: _Told, plan: Plan, asked: Mapping[str, float], own: FineTuneConfig
+) -> Assignment:
     config = replace(
         own,
         learning_rate=asked.get("learning_rate", own.learning_rate),
         batch_size=int(asked.get("batch_size", own.batch_size)),
     )
     return Assignment(
-        plan=replace(plan, proximal=asked.get("proximal", plan.proximal)),
+        plan=plan,
         turn=told.turn(),
         down=_tensors(content, "down"),
         agreement=_tensors(content, "agreement"),
-        steps=int(asked.get("steps", _STEPS)),
+        steps=int(asked["steps"]),
         finetuning=config,
         run=told.run,
         improvement_unit=told.improvement_unit,
@@ -139,12 +142,31 @@ class _Told(Settings):
         """Return where the fleet is."""
         return Turn(round=self.round, exchange=self.exchange, rank=self.rank, scale=self.scale, seed=self.seed)
 
-    def check_scale(self, shape: AdapterConfig) -> None:
-        """Refuse a fleet whose adapters mean something else than this device's.
+    def make_plan(self) -> Plan:
+        """Return the fleet's plan.
 
         Raises:
-            ConfigError: α / rank differs.
+            ConfigError: it cannot be made, shares nothing, or asks less often in this round.
         """
+        plan = PlanSettings.from_json(self.plan).plan(seed=self.seed, cohort=self.cohort)
+        exchanges = 0 if plan.rule is None else plan.rule.exchanges(self.round)
+        if self.exchange >= exchanges:
+            raise ConfigError(
+                f"exchange {self.exchange} was asked for, and the plan has {exchanges} in this round, from 0",
+                "use a server of this version",
+            )
+        return plan
+
+    def check_shape(self, shape: AdapterConfig) -> None:
+        """Refuse a fleet whose adapters are none that this device has, or mean something else.
+
+        Raises:
+            ConfigError: the rank differs, or α / rank does.
+        """
+        if self.rank != shape.rank:
+            raise ConfigError(
+                f"an adapter of rank {self.rank} was asked for, this device's has {shape.rank}", "query its rank"
+            )
         own = shape.alpha / shape.rank
         if not math.isclose(self.scale, own):
             raise ConfigError(f"the fleet's alpha / rank is {self.scale}, this device's {own}", "give them the same")

@@ -3,21 +3,27 @@
     value ← min(max(asked, lower), upper), rounded where it is a whole number
 
 A value that is merely too high or too low is no fault: it is lowered or raised to what this device is willing to do. A
-name that nobody agreed on, or something that is no number, is refused: then the server is not what it should be.
+name that nobody agreed on, or something that is no number, is refused: then the server is not what it should be. So is
+work whose reply would have more than 64 times the bytes of the device's adapter: but for sketch and fedkseed, whose
+size is an option, no rule sends more than the adapter has.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 from pydantic import ValidationInfo, field_validator
 
 from florilegium.errors import InputError
 from florilegium.settings import Settings
+from florilegium.tensors import Tensors
 from strategies.hyperparameters import HYPERPARAMETERS
 
-__all__ = ["LocalBounds", "clamp"]
+__all__ = ["LocalBounds", "clamp", "require_proportion"]
+
+_LARGEST_REPLY: Final = 64  # adapters
 
 
 class LocalBounds(Settings):
@@ -74,6 +80,24 @@ def clamp(asked: Mapping[str, float], bounds: LocalBounds) -> dict[str, float]:
             f"{len(unknown)} of the hyperparameters asked for are unknown", f"known: {', '.join(HYPERPARAMETERS)}"
         )
     return {name: _clamp(name, value, *bounds.of(name)) for name, value in asked.items()}
+
+
+def require_proportion(reply_bytes: int, adapter: Tensors) -> None:
+    """Refuse a reply that is out of proportion to the device's adapter.
+
+    Args:
+        reply_bytes: what the reply would have.
+        adapter: of the device.
+
+    Raises:
+        InputError: it would be more than 64 times as large.
+    """
+    most = _LARGEST_REPLY * sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
+    if reply_bytes > most:
+        raise InputError(
+            f"the reply asked for would have {reply_bytes} bytes, at most {most} may leave this device",
+            "ask for a narrower sketch or fewer seeds",
+        )
 
 
 def _clamp(name: str, value: object, lower: float, upper: float) -> float:

@@ -174,7 +174,7 @@ class DeviceMember:
     def _use_best(self, serving: Serving, name: str) -> None:
         model, adapters, settings = self._model.adapted, self._device.adapters, self._settings
         heldout = annotated_examples(self._device.buffer.heldout())
-        if not heldout:
+        if not heldout or self._uses(name):
             return
         with wearing(model, self._present) as base:
             present = mean_scores(evaluate(base, heldout, max_new_tokens=settings.max_new_tokens))
@@ -184,6 +184,11 @@ class DeviceMember:
                 metrics = {"coordinated": name, "outcome": "promoted", "adapter": model.fingerprint(PERSONAL)}
                 adapters.promote(adapters.save_candidate(model, metrics=metrics, slots=model.worn))
                 adapters.prune(keep=KEPT_VERSIONS)
+
+    def _uses(self, name: str) -> bool:
+        """Whether what came of an exchange is in use: a device that was killed may not have come to note it."""
+        adapters = self._device.adapters
+        return adapters.current is not None and adapters.version(adapters.current).metrics.get("coordinated") == name
 
     @cached_property
     def _device(self) -> Device:

@@ -21,6 +21,7 @@ from typing import Final, Protocol, Self
 import torch
 
 from client.adapters import PERSONAL, SHARED, AdaptedModel
+from client.bounds import require_proportion
 from client.dialogue import Example, derive_seed
 from client.durable import make_directory, storage_errors
 from client.evaluation import nll
@@ -34,7 +35,7 @@ from privacy.device_level import DeviceLevel, bound, release_local
 from privacy.egress import Declared, check_out
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource, SystemSource
-from strategies.codecs import encode_with_feedback, payload_bytes
+from strategies.codecs import Shapes, encode_with_feedback, payload_bytes
 from strategies.directions import SCALARS
 from strategies.factors import key_of
 from strategies.gathering import declared_shapes
@@ -199,6 +200,9 @@ class Participant:
         if question in book.sections.get(asked, {}):
             self._charge_again(task)
             return book.sections[sent], {name: float(value) for name, value in book.sections.get(said, {}).items()}
+        own = self._model.state(SHARED)
+        shapes = declared_shapes(plan, task.down, own, turn)
+        require_proportion(payload_bytes(plan.codec, shapes), own)
         duty = plan.rule.duty(turn)
         if duty.work != "nothing":
             book.sections |= self._work(task, duty, book.sections, examples, holdout)
@@ -213,7 +217,7 @@ class Participant:
         if task.improvement_unit > 0 and _GAIN in book.sections:
             metrics[IMPROVEMENT] = float(book.sections[_GAIN][IMPROVEMENT])
         residual = {key: known[key] for key in update if key in known}
-        payload, metrics, unsaid = self._release(task, update, metrics, residual)
+        payload, metrics, unsaid = self._release(task, update, metrics, residual, shapes)
         book.sections |= {sent: payload, said: _numbers(metrics), asked: {question: torch.zeros(0)}}
         if feeds_back:
             others = {key: tensor for key, tensor in known.items() if key not in update}
@@ -394,7 +398,7 @@ class Participant:
         self._model.load_state(SHARED, state)
 
     def _release(
-        self, task: Assignment, update: Tensors, metrics: Mapping[str, float], residual: Tensors
+        self, task: Assignment, update: Tensors, metrics: Mapping[str, float], residual: Tensors, shapes: Shapes
     ) -> tuple[Tensors, dict[str, float], Tensors]:
         """Return the payload and the metrics, checked, and what the payload leaves unsaid."""
         plan, privacy = task.plan, task.plan.privacy
@@ -407,7 +411,6 @@ class Participant:
         payload, left = encode_with_feedback(
             plan.codec, update, residual=residual or None, agreement=task.agreement, generator=generator
         )
-        shapes = declared_shapes(plan, task.down, self._model.state(SHARED), task.turn)
         declared = Declared(
             tensors=plan.codec.declared(shapes),
             metrics=declared_metrics(plan.weighting, improvement=task.improvement_unit > 0),

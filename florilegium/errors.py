@@ -60,7 +60,7 @@ class StorageError(FlorilegiumError):
 
 
 class BusyError(StorageError):
-    """Report a device directory that another process has open; it can be used when that one is done."""
+    """Report a device's or a run's directory that another process has open; it can be used when that one is done."""
 
 
 class MemoryBudgetError(FlorilegiumError):

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Final, cast
 
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _WAIT_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.2
+_RANK_SECONDS: Final = 60.0  # for telling a rank, also on a slow board whose app has to start
+_QUIET_SECONDS: Final = 600.0  # until who told none is asked again
 
 
 @app.main()
@@ -65,7 +68,7 @@ def coordinator(
     """
     keep_freed_memory()
     adapter = fresh_adapter(config.model, config.adapter, config.seed)
-    made = Coordinator(
+    return Coordinator(
         config,
         adapter,
         rank=config.adapter.rank,
@@ -74,8 +77,6 @@ def coordinator(
         directory=directory,
         registry=Registry(directory / "registry", keep=config.keep_versions),
     )
-    transport.run = made.run
-    return made
 
 
 class GridTransport:
@@ -85,43 +86,59 @@ class GridTransport:
         grid: Flower's, or one of ours.
         config: of the run.
         pause: waits for so many seconds, or until there may be an answer.
-
-    Attributes:
-        run: by which devices tell this run from others.
+        hears_all: wait for all that are asked, however long it takes, and also where more are asked than are wanted:
+            for devices that are played, whose results must not depend on who is played first.
     """
 
-    def __init__(self, grid: Grid, config: CoordinationConfig, *, pause: Callable[[float], None] = time.sleep) -> None:
-        self._grid, self._config, self._pause = grid, config, pause
+    def __init__(
+        self,
+        grid: Grid,
+        config: CoordinationConfig,
+        *,
+        pause: Callable[[float], None] = time.sleep,
+        hears_all: bool = False,
+    ) -> None:
+        self._grid, self._config, self._pause, self._hears_all = grid, config, pause, hears_all
         self._ranks: dict[int, int] = {}
+        self._quiet: dict[int, float] = {}  # until when, by device
         self._sent: dict[str, tuple[int, int]] = {}  # device and round, by message
         self._arrived: deque[Answer] = deque()
         self._records: dict[str, tuple[Tensors, ArrayRecord]] = {}
         self._plan = config.plan.model_dump_json()
         plan = config.make_plan()
         self._asks_ranks = plan.rule is not None and plan.rule.mixed_ranks
-        self.run = 0
 
     def devices(self) -> Mapping[int, int]:
-        """Return the nodes that are connected; where ranks may differ, those that told one up to the server's."""
+        """Return the nodes that are connected; where ranks may differ, those that told one up to the server's.
+
+        Nodes that are new are waited for, a minute at most; who has told no rank by then is asked again ten minutes
+        later.
+        """
         nodes = list(self._grid.get_node_ids())
         if not self._asks_ranks:
             return dict.fromkeys(nodes, self._config.adapter.rank)
-        self._learn_ranks([node for node in nodes if node not in self._ranks])
+        now = time.monotonic()
+        self._learn_ranks([node for node in nodes if node not in self._ranks and self._quiet.get(node, now) <= now])
         return {node: rank for node in nodes if 1 <= (rank := self._ranks.get(node, 0)) <= self._config.adapter.rank}
 
     def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
-        """Send requests one by one, and yield answers as they come.
+        """Send requests one by one, and yield answers as they come, until a cohort of devices has replied.
 
-        Each is looked for when the next has been sent: where devices are played at once, one answer is in memory.
+        Each is looked for when the next has been sent: where devices are played at once, one answer is in memory. A
+        reply that comes later is never looked at.
         """
         sent: dict[str, tuple[int, int]] = {}
+        replies = 0
         for request in requests:
-            yield from self._push(request, sent)
-            yield from self._pull(sent)
+            for answer in chain(self._push(request, sent), self._pull(sent)):
+                replies += answer.error is None
+                yield answer
         ends = _after(seconds)
-        while sent and time.monotonic() < ends:
+        while sent and time.monotonic() < ends and (self._hears_all or replies < self._config.cohort):
             self._pause(_POLL_SECONDS)
-            yield from self._pull(sent)
+            for answer in self._pull(sent):
+                replies += answer.error is None
+                yield answer
 
     def send(self, requests: Iterable[Request]) -> None:
         """Send requests, and wait for nothing."""
@@ -161,7 +178,8 @@ class GridTransport:
 
     def _learn_ranks(self, nodes: list[int]) -> None:
         messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-        for reply in self._grid.send_and_receive(messages, timeout=self._config.deadline_seconds) if messages else ():
+        seconds = None if self._hears_all else min(_RANK_SECONDS, self._config.deadline_seconds or math.inf)
+        for reply in self._grid.send_and_receive(messages, timeout=seconds) if messages else ():
             rank = _answer(reply).metrics.get("rank", 0.0)
             if rank >= 1 and rank.is_integer():
                 self._ranks[reply.metadata.src_node_id] = int(rank)
@@ -172,6 +190,7 @@ class GridTransport:
                         rank,
                         self._config.adapter.rank,
                     )
+        self._quiet |= dict.fromkeys(nodes, time.monotonic() + _QUIET_SECONDS)
 
     def _message(self, request: Request) -> Message:
         turn = request.turn
@@ -182,7 +201,7 @@ class GridTransport:
                 "rank": turn.rank,
                 "scale": turn.scale,
                 "seed": turn.seed,
-                "run": self.run,
+                "run": request.run,
                 "cohort": self._config.cohort,
                 "plan": self._plan,
                 "improvement_unit": request.improvement_unit,

@@ -5,6 +5,7 @@ It is the same for rounds that wait for their cohort and for buffered ones.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -44,6 +45,7 @@ class Tally:
 
     asked: set[int] = field(default_factory=set)
     heard: set[int] = field(default_factory=set)
+    spared: set[int] = field(default_factory=set)  # not waited for
     refused: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     improvements: dict[int, float] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Asking:
         """Return where a run begins."""
         assert self.plan.rule is not None
         shared = Shared(state=self.plan.rule.start(self._adapter, self.turn(0, 0)))
-        return Progress(identity=identity, round=0, shared=shared, tuner=self.tuner.start())
+        return Progress(identity=identity, run=secrets.randbits(63), round=0, shared=shared, tuner=self.tuner.start())
 
     def tell(self, shared: Shared, number: int, at: int, rank: int) -> Exchange:
         """Return what devices of a rank are told.
@@ -120,6 +122,7 @@ class Asking:
         tally.downlink_bytes += _bytes(down) + _bytes(told.agreement)
         return Request(
             device=device,
+            run=progress.run,
             turn=turn,
             down=down,
             agreement=told.agreement,
@@ -127,7 +130,9 @@ class Asking:
             improvement_unit=self._config.improvement_unit if self._judges(turn) else 0.0,
         )
 
-    def take(self, gathering: Gathering, answer: Answer, told: Exchange, tally: Tally, *, factor: float = 1.0) -> bool:
+    def take(
+        self, gathering: Gathering, answer: Answer, told: Exchange, tally: Tally, *, factor: float | None = 1.0
+    ) -> bool:
         """Take an answer into a gathering, or count why not; return whether it was taken.
 
         Args:
@@ -135,13 +140,16 @@ class Asking:
             answer: as it came.
             told: what the device was told.
             tally: of the round.
-            factor: of the reply's weight.
+            factor: of the reply's weight; None for one that is too old to be taken.
         """
         tally.heard.add(answer.device)
         if answer.error is not None:
             tally.failed[answer.device] = answer.error.name
             return False
         tally.uplink_bytes += _bytes(answer.tensors)
+        if factor is None:
+            tally.refused[answer.device] = "stale"
+            return False
         may_say = declared_metrics(self.plan.weighting, improvement=self._judges(told.turn))
         try:
             _, metrics = check_in({}, answer.metrics, Declared(tensors={}, metrics=may_say), max_bytes=1)

@@ -190,7 +190,6 @@ class Buffered:
             return  # nobody was asked, or it was given up
         del self._at_work[answer.device]
         age = buffer.number - work.told.turn.round
-        if age > self._settings.maximum_staleness:
-            buffer.tally.refused[answer.device] = "stale"
-        elif self._asking.take(buffer.gathering, answer, work.told, buffer.tally, factor=self._weight(age)):
+        factor = self._weight(age) if age <= self._settings.maximum_staleness else None
+        if self._asking.take(buffer.gathering, answer, work.told, buffer.tally, factor=factor):
             buffer.taken.append((answer.device, age))

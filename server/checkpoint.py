@@ -3,6 +3,9 @@
 There is no generator to save: cohorts, codecs, hyperparameters and initial factors are functions of (seed, round). A
 server that is killed at any instruction goes on from the last round that was written, and ends as if it had never
 stopped. In buffered rounds that holds for the state alone: work that devices had under way is begun again.
+
+Devices refuse rounds of a run that they are past. So a run draws a number when it begins, and without its checkpoint
+the same settings begin another run.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class RoundLog:
         taken: replies merged.
         refused: devices whose reply was refused, with the reason's code.
         failed: devices that sent an error, with its code.
-        silent: devices that did not answer in time.
+        silent: devices that were waited for in vain; who was not, since enough others had replied, is none.
         improvement: the mean of what devices reported; None if nothing was, or it is private.
         staleness: the mean of how many rounds old the merged replies were; 0 but in buffered rounds.
         restarted: devices that a server which was stopped had at work, and that begin again.
@@ -68,6 +71,7 @@ class Progress:
 
     Attributes:
         identity: what the run is; another cannot go on from here.
+        run: by which devices tell it from others, also from those of the same identity; 63 bits, drawn when it began.
         round: rounds done.
         shared: what the server holds after them.
         tuner: what it knows of hyperparameters.
@@ -79,6 +83,7 @@ class Progress:
     """
 
     identity: str
+    run: int
     round: int
     shared: Shared
     tuner: Tensors = field(default_factory=dict, repr=False)
@@ -99,6 +104,7 @@ def save_progress(directory: Path, progress: Progress) -> None:
     sections = {"state": shared.state, "moments": shared.moments, "change": shared.change, "tuner": progress.tuner}
     about = {
         "identity": progress.identity,
+        "run": progress.run,
         "round": progress.round,
         "participations": {str(device): count for device, count in sorted(progress.participations.items())},
         "uplink_bytes": progress.uplink_bytes,

@@ -11,16 +11,14 @@ residual is a file beside the adapter: by layer, `(outputs, inputs)`, to be adde
 `AdaptedModel.folded` does. Where a factor stays on the devices (fedsa), its place holds what a new device starts with.
 
 The newest version is served until somebody rolls back or promotes an older one; then that one stays, whatever comes,
-until the newest is promoted. Every call locks the folder and reads it afresh, so an operator may roll back while the
-server runs. A process that dies at any instruction leaves the pointer on a whole version.
+until the newest is promoted. Every call locks the folder and reads it afresh, so an operator may look and roll back
+while the server runs. A process that dies at any instruction leaves the pointer on a whole version.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -31,9 +29,10 @@ from safetensors.torch import load_file, save
 
 from client.adapter_store import AdapterStore, Version
 from client.adapters import SHARED
-from client.durable import make_directory, replace_file, storage_errors, sync_directory
+from client.durable import replace_file, storage_errors, sync_directory
 from florilegium.errors import StorageError
 from florilegium.tensors import Tensors
+from server.lock import locked
 from strategies.factors import key_of, layers
 from strategies.rule import Loaded
 
@@ -41,6 +40,8 @@ __all__ = ["Registry"]
 
 _RESIDUAL: Final = "residual.safetensors"
 _PINNED: Final = "pinned"
+_LOCK: Final = "lock"
+_ROUND: Final = ("run", "round")  # the numbers that say of which round a version is
 _PREFIX: Final = "base_model.model."  # of layers in PEFT's files
 
 
@@ -61,7 +62,8 @@ class Registry:
         Raises:
             StorageError: one cannot be read.
         """
-        return self._look().versions()
+        with self._look() as store:
+            return store.versions()
 
     @property
     def current(self) -> int | None:
@@ -70,7 +72,8 @@ class Registry:
         Raises:
             StorageError: the pointer cannot be read.
         """
-        return self._look().current
+        with self._look() as store:
+            return store.current
 
     @property
     def is_pinned(self) -> bool:
@@ -83,28 +86,31 @@ class Registry:
         Raises:
             StorageError: there is no such version, or it cannot be read.
         """
-        path = self._look().version(number).path / _RESIDUAL
-        try:
-            return load_file(path) if path.exists() else {}
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{path} cannot be read: {type(error).__name__}", "promote another version") from error
+        with self._look() as store:
+            path = store.version(number).path / _RESIDUAL
+            try:
+                return load_file(path) if path.exists() else {}
+            except (OSError, SafetensorError) as error:
+                problem = f"{path} cannot be read: {type(error).__name__}"
+                raise StorageError(problem, "promote another version") from error
 
     def save(self, loaded: Loaded, *, scale: float, metrics: Mapping[str, float]) -> int:
         """Save a version, serve it unless another one is pinned, delete the oldest, and return its number.
 
-        If the newest version is of the same round already, nothing but what is left of that is done.
+        If the newest version is of the same run and round already, nothing but what is left of that is done.
 
         Args:
             loaded: the adapter, as the rule gives it.
             scale: s = α / rank.
-            metrics: numbers of the round; "round" is among them.
+            metrics: numbers of the round; "run" and "round" tell it from others.
 
         Raises:
             StorageError: the disk is full or refuses; the version served is as before.
         """
         with self._lock() as store:
             newest = store.numbers[-1] if store.numbers else None
-            if newest is None or store.version(newest).metrics.get("round") != metrics["round"]:
+            known = {} if newest is None else store.version(newest).metrics
+            if newest is None or any(known.get(name) != metrics.get(name) for name in _ROUND):
                 residual = {layer: tensor.contiguous() for layer, tensor in (loaded.residual or {}).items()}
                 files = {_RESIDUAL: save(residual, metadata={"format": "pt"})} if residual else {}
                 newest = store.save_candidate(_Exported(loaded, scale), metrics=metrics, files=files)
@@ -139,19 +145,19 @@ class Registry:
             self._pin()
             return store.roll_back()
 
-    def _look(self) -> AdapterStore:
-        return AdapterStore(self.directory, read_only=True)
+    @contextmanager
+    def _look(self) -> Iterator[AdapterStore]:
+        """Have what is there, beside others who look; before the first save that is nothing, and nothing is made."""
+        path = self.directory / _LOCK
+        with ExitStack() as held:
+            if path.exists():
+                held.enter_context(locked(path, shared=True))
+            yield AdapterStore(self.directory, read_only=True)
 
     @contextmanager
     def _lock(self) -> Iterator[AdapterStore]:
-        with storage_errors(self.directory):
-            make_directory(self.directory)
-            handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(self.directory / _LOCK):
             yield AdapterStore(self.directory)
-        finally:
-            os.close(handle)
 
     def _pin(self) -> None:
         with storage_errors(self.directory):

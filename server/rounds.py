@@ -10,9 +10,10 @@ Where the config says so, rounds are buffered and wait for no one device: see `s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from client.dialogue import derive_id, derive_seed
 from florilegium.errors import ConfigError
@@ -22,12 +23,15 @@ from server.asking import Asking, Tally, TooFewRepliesError
 from server.buffered import Buffered
 from server.checkpoint import Progress, RoundLog, load_progress, save_progress
 from server.config import CoordinationConfig
+from server.lock import locked
 from server.registry import Registry
 from server.transport import BufferedTransport, Transport
 from strategies.gathering import Shared
 from strategies.sampling import uniform
 
 __all__ = ["Coordinator", "TooFewRepliesError"]
+
+_LOCK: Final = "lock"
 
 
 class Coordinator:
@@ -67,34 +71,35 @@ class Coordinator:
             raise ConfigError("this transport waits for each round", "leave asynchronous out of the run's settings")
         self.identity = _identity(config, adapter)
 
-    @property
-    def run(self) -> int:
-        """The run's number, by which devices tell it from others; 63 bits."""
-        return derive_seed("run", self.identity)
-
-    def rounds(self) -> Iterator[tuple[RoundLog, Progress]]:
+    def rounds(self) -> Generator[tuple[RoundLog, Progress], None, None]:
         """Play all rounds that are left, and yield each when it is on the disk.
+
+        From the first one on until the last, or until this is closed, no other server can use the directory.
 
         Raises:
             TooFewRepliesError: a round was tried as often as the config allows.
+            BusyError: another server is at work in the directory.
             StorageError: the checkpoint or the registry cannot be written or read.
             ConfigError: the directory holds another run.
         """
-        progress = self.progress()
-        self._publish(progress)  # a server that was killed may not have come to it
-        play = self._round
-        if self.config.asynchronous is not None:
-            assert isinstance(self._transport, BufferedTransport)
-            play = Buffered(self._asking, self.config, self.config.asynchronous, self._transport).round
-        while progress.round < self.config.rounds:
-            log, progress = play(progress)
-            progress = replace(progress, metrics=log.numbers())
-            save_progress(self._directory, progress)
-            self._publish(progress)
-            yield log, progress
+        with locked(self._directory / _LOCK, wait=False):
+            progress = self.progress()
+            if progress.round == 0:
+                save_progress(self._directory, progress)  # no device may know a run's number and its server not
+            self._publish(progress)  # a server that was killed may not have come to it
+            play = self._round
+            if self.config.asynchronous is not None:
+                assert isinstance(self._transport, BufferedTransport)
+                play = Buffered(self._asking, self.config, self.config.asynchronous, self._transport).round
+            while progress.round < self.config.rounds:
+                log, progress = play(progress)
+                progress = replace(progress, metrics=log.numbers())
+                save_progress(self._directory, progress)
+                self._publish(progress)
+                yield log, progress
 
     def progress(self) -> Progress:
-        """Return where the run is."""
+        """Return where the run is; one that has not begun has another number at each call."""
         return load_progress(self._directory, self.identity) or self._asking.start(self.identity)
 
     def _publish(self, progress: Progress) -> None:
@@ -106,7 +111,7 @@ class Coordinator:
             return
         assert self.plan.rule is not None
         loaded = self.plan.rule.adapter(progress.shared.state, self._asking.turn(progress.round + 1, 0))
-        self._registry.save(loaded, scale=self._scale, metrics=progress.metrics)
+        self._registry.save(loaded, scale=self._scale, metrics={"run": progress.run, **progress.metrics})
 
     def _round(self, progress: Progress) -> tuple[RoundLog, Progress]:
         number, began, tally = progress.round + 1, time.monotonic(), Tally()
@@ -126,7 +131,7 @@ class Coordinator:
             taken=len(took_part),
             refused=tally.refused,
             failed=tally.failed,
-            silent=len(tally.asked - tally.heard),
+            silent=len(tally.asked - tally.heard - tally.spared),
             improvement=self._asking.mean_improvement(tally),
             uplink_bytes=tally.uplink_bytes,
             downlink_bytes=tally.downlink_bytes,
@@ -169,14 +174,17 @@ class Coordinator:
             requests = (
                 self._asking.request(progress, shared, told[rank], device, tally) for device, rank in ranks.items()
             )
-            waiting, took_part = set(ranks), {}
+            waiting, took_part, replies = set(ranks), {}, 0
             for answer in self._transport.ask(requests, seconds=self.config.deadline_seconds):
                 if answer.device not in waiting:
                     continue  # nobody was asked, or it has answered already
                 waiting.discard(answer.device)
+                replies += answer.error is None
                 rank = ranks[answer.device]
                 if self._asking.take(gathering, answer, told[rank], tally):
                     took_part[answer.device] = rank
+            if replies >= self.config.cohort:
+                tally.spared |= waiting
             if gathering.count < max(self.config.minimum_replies, self._least()):
                 return None, []
             ranks, merged = took_part, self._asking.close(gathering)

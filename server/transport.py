@@ -23,6 +23,7 @@ class Request:
 
     Attributes:
         device: who.
+        run: by which it tells this run from others, 63 bits.
         turn: where the fleet is.
         down: the rule's tensors.
         agreement: the codec's.
@@ -31,6 +32,7 @@ class Request:
     """
 
     device: int
+    run: int = 0
     turn: Turn
     down: Tensors = field(repr=False)
     agreement: Tensors = field(repr=False)
@@ -65,7 +67,7 @@ class Transport(Protocol):
         ...
 
     def ask(self, requests: Iterable[Request], *, seconds: float | None) -> Iterator[Answer]:
-        """Send requests, and yield answers as they come until all are there or the time is over.
+        """Send requests, and yield answers as they come until all are there, or enough, or the time is over.
 
         Requests are taken one by one, so that an implementation may hold few at a time.
         """

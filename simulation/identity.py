@@ -1,13 +1,15 @@
 """What a measurement depends on: settings, weights, code, where and how precisely it computes, and each user's data.
 
-A piece of a run (one user of one seed under one arm) depends on nothing else: not on the other users, seeds and arms,
-so a run can be given more of them. Weights, code and data enter as hashes, which name no folder and hold no text.
+A piece of a run (one user of one seed under one arm) depends on nothing else: not on other seeds and arms, and but in
+fleets not on other users, so a run can be given more of them. Weights, code and data enter as hashes, which name no
+folder and hold no text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -22,9 +24,9 @@ from simulation.users import UserData
 
 __all__ = ["describe_run", "run_name"]
 
-_LIBRARIES: Final = ("torch", "transformers", "peft")
-_PACKAGES: Final = ("client", "privacy", "server", "simulation", "strategies")
-_CODE: Final = (".py", ".txt")  # word lists and the probe of forgetting are code, too
+_LIBRARIES: Final = ("torch", "transformers", "peft", "numpy", "flwr")
+_PACKAGES: Final = ("client", "florilegium", "privacy", "server", "simulation", "strategies")
+_CODE: Final = (".py", ".txt", ".toml")  # word lists, device profiles and the probe of forgetting are code, too
 _WEIGHTS: Final = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _NAME_DIGITS: Final = 12
 
@@ -36,20 +38,26 @@ def describe_run(
     return RunConfig(
         identity=config.identity()
         | {"weights": _weights(config.model), "code": _code(), "arithmetic": _arithmetic()}
-        | {name: version(name) for name in _LIBRARIES},
+        | {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         request=config.selection() | {"seeds": list(users_by_seed), "source": dict(source)},
         data={seed: {user.user_id: _data(user) for user in users} for seed, users in users_by_seed.items()},
+        fleets={seed: _fleet(users) for seed, users in users_by_seed.items() if config.of_fleets},
     )
 
 
 def run_name(users_by_seed: Mapping[int, Sequence[UserData]], config: ComparisonSettings) -> str:
     """Return a name for the run's directory: the same for the same arms, users, settings, weights and code."""
     run = describe_run(users_by_seed, config, source={})
-    return derive_id("run", json.dumps([run.identity, config.arms, run.data], sort_keys=True))[:_NAME_DIGITS]
+    described = [run.identity, config.arms, run.data, run.fleets]
+    return derive_id("run", json.dumps(described, sort_keys=True))[:_NAME_DIGITS]
 
 
 def _data(user: UserData) -> str:
     return derive_id("data", json.dumps(asdict(user), sort_keys=True))
+
+
+def _fleet(users: Sequence[UserData]) -> str:
+    return derive_id("fleet", *(user.user_id for user in users))
 
 
 def _weights(model: str) -> str:

@@ -26,6 +26,7 @@ from client.finetuning import FineTuneConfig
 from client.gate import Gate, Scores
 from client.learning import Adapter, judge, train, wearing
 from client.model import load_model
+from client.selection.words import split_words
 from client.synthesis import SYNTHESIZERS, Synthesis
 from simulation.answers import answer_stream
 from simulation.arms import Arm
@@ -226,12 +227,12 @@ class _Device:
         return _Lesson(candidate, promoted, len(originals), len(children), missing)
 
     def _everything(self) -> list[Example]:
-        """Return every turn so far with the answer preferred now, but for those that the gate judges by."""
-        judged = {item.dialogue.dialogue_id for item in self._buffer.heldout()}
+        """Return every turn so far with the answer preferred now, but for the questions that the gate judges by."""
+        judged = {_words(item.dialogue.question) for item in self._buffer.heldout()}
         return [
             Example.original(self._stage.answers.dialogues[turn.turn_id], turn.preferred_on(self._day))
             for turn in self._stage.user.stream[: self._seen]
-            if turn.turn_id not in judged
+            if _words(turn.question) not in judged
         ]
 
     def _synthesize(self, originals: Sequence[Example]) -> list[Example]:
@@ -324,6 +325,11 @@ class _Lesson:
     def steps(self) -> int:
         training = None if self.candidate is None else self.candidate.training
         return 0 if training is None else training.steps
+
+
+def _words(question: str) -> str:
+    """Return what makes two questions one to the buffer, which holds out by it."""
+    return " ".join(split_words(question)) or question
 
 
 def _repeated(originals: Sequence[Example], count: int) -> list[Example]:

@@ -55,11 +55,11 @@ class RoundRecord(BaseModel):
         seen: turns of the stream so far.
         annotations: answers the user was asked for to learn from, so far.
         gate_annotations: answers the user was asked for to judge candidates by, so far.
-        original_rows: annotated dialogues this round trained on.
-        synthesized_rows: rows a model wrote that this round trained on.
+        original_rows: annotated dialogues this round trained on; of fleets, each round since the last measured one.
+        synthesized_rows: rows a model wrote that this round trained on, likewise.
         repeated_rows: originals trained on once more to reach the round's number of rows.
-        steps: optimizer steps of this round.
-        promoted: whether the gate let the candidate pass; None where nothing was trained.
+        steps: optimizer steps of this round, likewise; of fleets, those that the settings ask of a device on average.
+        promoted: whether the candidate passed the gate, and is what the device answers with; None without training.
         strength: how much of the trained adapter the candidate uses; None where nothing was trained.
         scores: metric → value on the held-out questions, with the adapter that the gate left in place.
         candidate: the same for this round's candidate, before the gate; empty where nothing was trained.
@@ -69,7 +69,7 @@ class RoundRecord(BaseModel):
         drops: reason → synthesized texts dropped for it, so far.
         way: with which of its adapters the device answers; see `client.serving`.
         unseen: whether the device took no part and only received.
-        uplink_bytes: sent by the device, so far.
+        uplink_bytes: sent by a device of the fleet on average, so far.
         downlink_bytes: received by it, so far.
         fleet_hours: the simulated fleet's time, so far.
         energy_wh: drawn by the device for its tasks, so far.

@@ -191,7 +191,7 @@ def _heading(summary: Summary) -> str:
         f"base model {summary.model}",
         f"{summary.users} users from {len(summary.seeds)} seeds",
         f"{len(summary.arms)} arms",
-        f"{len(next(iter(summary.arms.values())).curve) - 1} learning rounds",
+        f"{next(iter(summary.arms.values())).curve[-1].round} learning rounds",
     )
     return f'<h1>Which way to personalize?</h1><p class="quiet">{escape(" · ".join(facts))}</p>'
 

@@ -45,6 +45,8 @@ class RunConfig(BaseModel):
         identity: what every measurement depends on; a run goes on only with the same.
         request: what the last session was asked for.
         data: seed → user → hash of the user's data, of all users so far; a user keeps their data for ever.
+        fleets: seed → hash of who takes part, in order, where each one's results depend on the others; a seed keeps its
+            fleet for ever. Empty where every user is measured for themselves.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +54,7 @@ class RunConfig(BaseModel):
     identity: dict[str, object]
     request: dict[str, object]
     data: dict[int, dict[str, str]]
+    fleets: dict[int, str] = {}
 
 
 class RunDirectory:
@@ -69,7 +72,8 @@ class RunDirectory:
             removed when it is closed.
 
     Raises:
-        ConfigError: the directory holds a run of another identity, or with other data of the same users.
+        ConfigError: the directory holds a run of another identity, with other data of the same users, or with other
+            fleets of the same seeds.
         StorageError: it cannot be written, is damaged, or another process is at work in it.
     """
 
@@ -173,7 +177,15 @@ class RunDirectory:
                         f"{self.path} holds a run with other data of user {user!r} of seed {seed}",
                         "name another directory",
                     )
-        self.write(path.name, config.model_copy(update={"data": data}).model_dump_json(indent=2) + "\n")
+        for seed, fleet in config.fleets.items():
+            if present.fleets.get(seed, fleet) != fleet:
+                raise ConfigError(
+                    f"{self.path} holds a run of other users in the fleet of seed {seed}, and what is measured of one "
+                    "depends on all of them",
+                    "give the same users in the same order, or name another directory",
+                )
+        known = {"data": data, "fleets": present.fleets | config.fleets}
+        self.write(path.name, config.model_copy(update=known).model_dump_json(indent=2) + "\n")
 
     def _recover(self) -> dict[Key, list[RoundRecord]]:
         path = self.path / "metrics.jsonl"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from pydantic import Field, field_validator
 
@@ -37,8 +37,10 @@ class ComparisonSettings(Settings):
         bootstrap_draws: resamples of the intervals.
         seed: everything random but the users derives from it.
         workers: processes; None is one per core. No result depends on it.
+        of_fleets: whether a seed's users form a fleet, so that each one's results depend on all; no setting.
     """
 
+    of_fleets: ClassVar[bool] = False
     model: str = "seedling"
     arms: tuple[str, ...]
     bins: int = Field(24, ge=1)

@@ -57,7 +57,7 @@ class PlanSettings(Settings):
         codec: of the way up.
         codec_options: of the codec.
         privacy: device-level privacy, if wanted.
-        secure_aggregation: whether the server may see nothing but sums.
+        secure_aggregation: whether the server may see nothing but sums; not available yet, and refused by servers.
         proximal: μ of FedProx.
         weighting: of the devices.
     """

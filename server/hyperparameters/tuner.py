@@ -7,8 +7,8 @@ A tuner is a frozen value with pure functions of named tensors, which a server k
     either   feedback(drawn, improvement)          → one device's contribution, a tensor
     server   advance(state, Σ feedback)            → the next state
 
-`advance` takes a sum and nothing else. So every tuner goes with secure aggregation, the order of devices does not
-matter, and one Gaussian of standard deviation z · `sensitivity` on the sum makes it private.
+`advance` takes a sum and nothing else. So the order of devices does not matter, and one Gaussian of standard deviation
+z · `sensitivity` on the sum makes it private.
 
 A draw counts as drawn, not as clamped: what a device's bounds make of it is part of how that configuration does in this
 fleet.

@@ -7,6 +7,7 @@ ever held. What is drawn for one purpose shares no number with another: turning 
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from client.dialogue import derive_id
 from florilegium.settings import Settings
 from simulation.fleet.availability import DAY_SECONDS, Always, Source, Trace, draw_daily
 from simulation.fleet.draws import uniforms
@@ -78,6 +80,18 @@ class FleetConfig(Settings):
         if not all(-12 <= zone <= 14 for zone in zones):
             raise ValueError("time zones must be in [-12, 14] hours")
         return zones
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells fleets apart, as plain JSON values; recorded windows count, and not where they lie.
+
+        Raises:
+            InputError: the trace file cannot be used.
+        """
+        values = self.model_dump(mode="json")
+        if self.trace_file is not None:
+            windows = [(each.starts, each.ends) for each in read_recorded(self.trace_file).values()]
+            values["trace_file"] = derive_id("windows", json.dumps(windows))
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 A line is on the disk before the server hears that the exchange is over. So a journal is never behind the server's
 checkpoint; where a kill left it ahead, it is cut back to the checkpoint's round, and the fleet lives on from there.
+
+In asynchronous rounds a fleet hears of a round when the server gives out work in it, and some rounds end without that:
+their records bear the number of an earlier one. What a cut leaves of such rounds was done in vain.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class FleetRecord(BaseModel):
 
     Attributes:
         fleet: a number that tells fleets apart.
-        round: the server's, from 1.
+        round: the server's, from 1; in asynchronous rounds the last in which it gave out work.
         attempt: at this round, from 1; 0 in asynchronous rounds, where nothing is tried again.
         exchange: within the round, from 0.
         started_at: when the tasks were given out, seconds.
@@ -98,7 +101,7 @@ class FleetJournal:
         """
         self._keep(after_round)
         ends = 0 if self.last is None else self.last.round
-        if ends < after_round:
+        if ends < after_round and (self.last is None or self.last.attempt):
             raise StorageError(
                 f"{self._path} ends with round {ends}, the server's checkpoint with round {after_round}",
                 "bring back the journal, or delete both to start anew",

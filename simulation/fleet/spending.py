@@ -50,7 +50,7 @@ class FleetSummary:
     """What a run took.
 
     Attributes:
-        rounds: how many.
+        rounds: how many; of asynchronous ones those in which work was given out.
         fleet_seconds: from the fleet's beginning to the last round's end.
         bytes_up: sent by devices.
         bytes_down: received by them.

@@ -13,6 +13,7 @@ lost with the server that gave them out: their devices finish in vain.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -69,7 +70,7 @@ class SimulatedFleet:
         self._inner, self._config, self._cost, self._index_of = inner, config, cost, index_of
         self._rules, self._needed, self._rank_limit = RoundRules(enough=enough), needed, rank_limit
         self._specs = tuple(assign(config))
-        self._journal = FleetJournal(journal, derive_seed("fleet", config.model_dump_json()))
+        self._journal = FleetJournal(journal, derive_seed("fleet", json.dumps(config.identity())))
         self._go_on()
 
     @property

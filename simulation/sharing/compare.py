@@ -74,7 +74,8 @@ def run_sharing(
         progress: called after every prepared device and every round.
 
     Raises:
-        ConfigError: a setting is out of range, or the directory holds another comparison.
+        ConfigError: a setting is out of range, or cannot work with so few devices; or the directory holds another
+            comparison.
         InputError: a fleet has fewer than two devices, or two users of one seed share a name.
         StorageError: the directory cannot be written, is damaged or in use.
         ModelError: the base model cannot be loaded.
@@ -86,6 +87,7 @@ def run_sharing(
                 f"the fleet of seed {seed} has {len(users)} users, {config.unseen} of them unseen",
                 "give more users, so that two devices take part, or fewer unseen ones",
             )
+        config.require_possible(len(users) - config.unseen)
     described = describe_run(users_by_seed, config, source)
     with RunDirectory(run_directory, described, rounds=config.measured_rounds, keeps_work=True) as directory:
         run = _Run(users_by_seed, config, directory, progress)

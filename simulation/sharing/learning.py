@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import tomli_w
 from torch import Tensor
@@ -20,10 +20,10 @@ from client.adapter_store import Version
 from client.app import app
 from client.dialogue import Example, derive_seed
 from client.durable import replace_file, storage_errors
-from client.finetuning import FineTuneConfig
 from client.model import BaseModel
 from client.recorded import release
 from client.serving import Serving
+from florilegium.errors import InputError
 from florilegium.tensors import Tensors
 from server.app import GridTransport, coordinator
 from server.config import CoordinationConfig
@@ -152,10 +152,9 @@ class _Alone(Learning):
         steps = times * config.steps_of(number, devices)
         if not steps or not examples:
             return
-        finetuning = FineTuneConfig(
-            learning_rate=config.learning_rate_of(self.task.arm.name), batch_size=config.batch_size, seed=config.seed
-        )
-        self._fleet.participant(device).train_alone(self._plan, number, finetuning, steps, examples)
+        finetuning = config.finetuning_of(self.task.arm.name)
+        with suppress(InputError):  # as a server would go on without a device that fails; the device keeps what it had
+            self._fleet.participant(device).train_alone(self._plan, number, finetuning, steps, examples)
 
     def serving(self, device: int, number: int) -> Serving | None:
         return Serving(participant=self._fleet.participant(device), plan=self._plan)
@@ -195,12 +194,13 @@ class _Coordinated(Learning):
         else:
             crew = CrewGrid(task.devices, workers=task.workers, node_config=told)
             self._open.callback(crew.close)
-            transport = GridTransport(crew, config, pause=crew.pause)
+            transport = GridTransport(crew, config, pause=crew.pause, hears_all=True)
         self._server = coordinator(config, transport, self._home / "server", around=self._around(config))
         self._progress = self._server.progress()
         if self._clock is not None:
             self._clock.resume(self._progress.round)
         self._rounds = self._server.rounds()
+        self._open.callback(self._rounds.close)
 
     def go_to(self, number: int) -> None:
         if self._progress.round < number:
@@ -218,16 +218,20 @@ class _Coordinated(Learning):
     def spent(self, device: int) -> dict[str, float]:
         if device >= self.task.devices:
             return {}
-        up, down = self._progress.uplink_bytes, self._progress.downlink_bytes
-        spent: dict[str, float] = {"uplink_bytes": up // self.task.devices, "downlink_bytes": down // self.task.devices}
-        if self.task.config.fleet is None or not self._progress.round:
-            return spent
-        summary = summarize(self._journal)
-        hours = summary.fleet_seconds / _SECONDS_PER_HOUR
-        return {**spent, "fleet_hours": hours, "energy_wh": summary.energy_wh.get(device, 0.0)}
+        devices = self.task.devices
+        if self.task.config.fleet is None:
+            up, down = self._progress.uplink_bytes, self._progress.downlink_bytes
+            return {"uplink_bytes": up // devices, "downlink_bytes": down // devices}
+        summary = summarize(self._journal)  # which knows of replies that came too late for the server, too
+        return {
+            "uplink_bytes": summary.bytes_up // devices,
+            "downlink_bytes": summary.bytes_down // devices,
+            "fleet_hours": summary.fleet_seconds / _SECONDS_PER_HOUR,
+            "energy_wh": summary.energy_wh.get(device, 0.0),
+        }
 
     def shared_adapter(self) -> Version:
-        for _ in self._server.rounds():  # none is left, but a server that was killed may not have kept its last version
+        for _ in self._rounds:  # none is left, but a server that was killed may not have kept its last version
             pass
         return Registry(self._home / "server" / "registry").versions()[-1]
 
@@ -331,13 +335,19 @@ class _ThroughFlower(_Coordinated):
             _RUNTIMES[self.task.config.runtime](
                 self._fleet.folder,
                 self.task.devices,
-                run_config={"config": str(path.resolve()), "directory": str((self._home / "server").resolve())},
-                logs=self._home / "logs",
+                run_config={"config": str(path.resolve())},
+                directory=self._home / "server",
             )
             self._progress = self._server.progress()
 
 
-_RUNTIMES: Final[Mapping[str, Callable[..., None]]] = {"ray": run_ray, "deployment": run_deployment}
+class _Runtime(Protocol):
+    """Runs both apps on a recorded fleet until the run's end; see `simulation.runtimes`."""
+
+    def __call__(self, fleet: Path, devices: int, *, run_config: Mapping[str, str], directory: Path) -> None: ...
+
+
+_RUNTIMES: Final[Mapping[str, _Runtime]] = {"ray": run_ray, "deployment": run_deployment}
 
 
 def make_learning(task: ArmTask, ground: Ground) -> Learning:

@@ -91,16 +91,17 @@ class _Meter:
         task, config, user = self._task, self._task.config, self._task.users[device]
         facts, stage = self._ground.facts(device), config.stage_of(number)
         bare = _Outcome([facts.bare[question.example_id] for question in user.heldout], self._untrained)
-        served, meant, way = bare, None, "none"
+        served, meant, way, promoted = bare, None, "none", None
         if task.arm.kind == "retrieval" and number:
             served = self._retrieve(device, number)
         serving = self._learning.serving(device, number)
         if serving is not None and serving.ways:
-            way = self._choose(serving, device, number, facts)
-            meant = self._answer(serving, serving.ways[0], user)
-            served = meant if way == serving.ways[0] else bare if way == "none" else self._answer(serving, way, user)
+            planned, way = serving.ways[0], self._choose(serving, device, number, facts)
+            meant, promoted = self._answer(serving, planned, user), way == planned
+            served = meant if promoted else bare if way == "none" else self._answer(serving, way, user)
         takes_part = device < task.devices
-        rows = self._fleet.examples(device, number) if number and task.arm.trains and takes_part else []
+        since = config.rounds_since_measured(number) if task.arm.trains and takes_part else ()
+        rows = [row for each in since for row in self._fleet.examples(device, each)]
         return RoundRecord(
             seed=task.seed,
             user=user.user_id,
@@ -111,10 +112,8 @@ class _Meter:
             gate_annotations=facts.gate_asked[stage - 1] if stage and task.arm.trains else 0,
             original_rows=sum(not row.is_synthesized for row in rows),
             synthesized_rows=sum(row.is_synthesized for row in rows),
-            steps=sum(config.steps_of(each, task.devices) for each in config.rounds_since_measured(number) if each)
-            if task.arm.trains and takes_part
-            else 0,
-            promoted=None if meant is None else way != "none",
+            steps=sum(config.steps_of(each, task.devices) for each in since),
+            promoted=promoted,
             scores=self._metrics(served),
             candidate={} if meant is None else _finite(self._metrics(meant)),
             by_kind=_by_kind(served.scores, user),

@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 
-from florilegium.errors import ConfigError
+from florilegium.errors import ConfigError, InputError
 from florilegium.tensors import Tensors, add
 from strategies.directions import SCALARS, Directions
 from strategies.rule import Duty, Linear, Loaded, Turn
 
 __all__ = ["FedKSeed"]
+
+_MOST_SEEDS: Final = 2**16  # each may cost a device a draw of B's size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +51,8 @@ class FedKSeed(Linear):
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"seeds must be >= 1, got {self.seeds}", "4096 is a good start")
+        if not 1 <= self.seeds <= _MOST_SEEDS:
+            raise ConfigError(f"seeds must be >= 1 and <= {_MOST_SEEDS}, got {self.seeds}", "4096 is a good start")
         if not 0 < self.epsilon < math.inf:
             raise ConfigError(f"epsilon must be finite and > 0, got {self.epsilon}", "0.01 is a good start")
 
@@ -72,7 +74,13 @@ class FedKSeed(Linear):
         return {SCALARS: state[SCALARS]}
 
     def load(self, down: Tensors, kept: Tensors, turn: Turn) -> Loaded:
-        """Leave the replay to whoever knows the adapter's shapes."""
+        """Leave the replay to whoever knows the adapter's shapes.
+
+        Raises:
+            InputError: what was received is not one number for each seed.
+        """
+        if down[SCALARS].shape != (self.seeds,):
+            raise InputError(f"{down[SCALARS].numel()} scalars came for {self.seeds} seeds", "send one for each seed")
         return Loaded(adapter={}, directions=self._directions(down[SCALARS], turn))
 
     def up(self, before: Tensors, after: Tensors, down: Tensors, turn: Turn) -> Tensors:

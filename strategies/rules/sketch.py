@@ -32,7 +32,8 @@ class Sketch(Linear):
     """Average products through sketches.
 
     Attributes:
-        width: k; exact from the rank of the devices' summed changes on, which at most is the sum of twice their ranks.
+        width: k, cut to a layer's inputs and outputs; exact from the rank of the devices' summed changes on, which at
+            most is the sum of twice their ranks.
 
     Raises:
         ConfigError: the width is less than 1.
@@ -64,7 +65,7 @@ class Sketch(Linear):
         """Send the sketch of s (BA after − BA before)."""
         new, old = layers(after), layers(before)
         if turn.exchange == 0:
-            wide = {layer: self._omega(layer, int(pair.a.shape[1]), turn) for layer, pair in new.items()}
+            wide = {layer: self._omega(layer, pair, turn) for layer, pair in new.items()}
             return {
                 layer: turn.scale * (pair.b @ (pair.a @ wide[layer]) - old[layer].b @ (old[layer].a @ wide[layer]))
                 for layer, pair in new.items()
@@ -88,8 +89,9 @@ class Sketch(Linear):
             }
         )
 
-    def _omega(self, layer: str, inputs: int, turn: Turn) -> Tensor:
-        return gaussian((inputs, self.width), turn.seed, turn.round, layer)
+    def _omega(self, layer: str, pair: Factors, turn: Turn) -> Tensor:
+        outputs, inputs = int(pair.b.shape[0]), int(pair.a.shape[1])
+        return gaussian((inputs, min(self.width, outputs, inputs)), turn.seed, turn.round, layer)
 
     @staticmethod
     def _coordinates(q: Tensor, new: Factors, old: Factors) -> Tensor:

@@ -6,10 +6,11 @@ import math
 from typing import cast
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.bounds import LocalBounds, clamp
+from client.bounds import LocalBounds, clamp, require_proportion
 from florilegium.errors import ConfigError, InputError
 from privacy.egress import ErrorCode, code_of
 from server.config import CoordinationConfig
@@ -106,13 +107,21 @@ def test_an_unknown_name_is_refused_and_not_repeated() -> None:
         ({"learning_rate": [math.nan, 0.1]}, "learning_rate = .* is refused"),
         ({"learning_rate": [1e-3, math.inf]}, "learning_rate = .* is refused"),
         ({"rank": [1.5, 8]}, "rank.* is refused"),
-        ({"dropout": [0.1]}, "dropout.*is refused"),
+        ({"dropout": [0.1]}, r"dropout\.1 is missing"),
         ({"learning_rat": [1e-3, 1e-2]}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
     ],
 )
 def test_bounds_that_cannot_be_are_refused(setting: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         LocalBounds.parse(setting)
+
+
+def test_a_reply_out_of_proportion_to_the_adapter_is_refused() -> None:
+    adapter = {"A": torch.zeros(2, 5), "B": torch.zeros(5, 2)}
+    require_proportion(64 * 80, adapter)
+    with pytest.raises(InputError, match="would have 5124 bytes, at most 5120 may leave") as caught:
+        require_proportion(64 * 80 + 4, adapter)
+    assert code_of(caught.value) is ErrorCode.BAD_REQUEST
 
 
 def test_whole_numbers_are_rounded_within_their_bounds() -> None:

@@ -191,6 +191,7 @@ def test_a_kill_at_any_write_changes_nothing(directory: Path, tmp_path: Path, mo
             assert say(killed) == in_use
             with Device.open(killed) as device:
                 assert device.worn == ("personal", "shared")
+                assert device.roll_back() is None, "it was put in use once"
 
 
 def dying(function: Callable[..., object], when: str) -> Callable[..., object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from client.bounds import LocalBounds
 from client.dialogue import Example
 from client.finetuning import FineTuneConfig
 from client.model import BaseModel
+from client.participant import Assignment, Participant
 from client.recorded import FleetSettings, Lesson, RecordedFleet
 from florilegium.tensors import Tensors
 from privacy.egress import ErrorCode
@@ -118,13 +119,41 @@ def test_a_tuned_run_that_is_stopped_after_any_round_ends_the_same(folder: Path)
     assert same(found.tuner, expected.tuner)
 
 
+def test_settings_that_were_played_can_be_played_again(folder: Path) -> None:
+    """In another directory, and in the same one without its checkpoint; devices take it as another run."""
+    served = []
+    for run in ("one", "other", "one"):
+        (folder / run / "coordination.safetensors").unlink(missing_ok=True)
+        logs, progress = play(server(folder, run, rounds=1))
+        assert [(log.round, log.taken) for log in logs] == [(1, DEVICES)]
+        version = Registry(folder / run / "registry").versions()[-1]
+        assert version.metrics["run"] == progress.run
+        served.append((run, version.number))
+    assert served == [("one", 1), ("other", 1), ("one", 2)]
+
+
 def test_a_device_does_what_its_fleet_s_bounds_allow(folder: Path) -> None:
     settings = RecordedFleet(folder / "fleet").settings
-    bounds = LocalBounds.parse({"steps": [1, 1], "learning_rate": [1e-3, 1e-3]})
+    bounds = LocalBounds.parse({"steps": [2, 2], "learning_rate": [1e-3, 1e-3], "proximal": [0.0, 0.1]})
     record(folder / "bounded", settings.model_copy(update={"bounds": bounds}))
-    _, asked_too_much = play(server(folder, "a", fleet="bounded", local_steps=99, learning_rate=0.9))
-    _, asked_that = play(server(folder, "b", local_steps=1, learning_rate=1e-3))
+    much, that = ({"rule": "fedit", "proximal": proximal} for proximal in (1e6, 0.1))
+    _, asked_too_much = play(server(folder, "a", fleet="bounded", plan=much, local_steps=99, learning_rate=0.9))
+    _, asked_that = play(server(folder, "b", plan=that, local_steps=2, learning_rate=1e-3))
     assert same(asked_too_much.shared.state, asked_that.shared.state)
+
+
+def test_a_device_keeps_its_bounds_where_a_server_does_not_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RecordedFleet(folder / "fleet").settings
+    record(folder / "fleet", settings.model_copy(update={"bounds": LocalBounds.parse({"steps": [1, 3]})}))
+    steps = []
+
+    def answer(participant: Participant, task: Assignment, *_: object) -> tuple[Tensors, dict[str, float]]:
+        steps.append(task.steps)
+        return {}, {}
+
+    monkeypatch.setattr(Participant, "answer", answer)
+    assert error_of(folder, {"steps": None}, {}) is None
+    assert steps == [3]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +243,8 @@ def test_versions_are_kept_that_peft_loads(folder: Path, tiny_model: BaseModel) 
     assert registry.current == 2
 
 
-def error_of(folder: Path, hyperparameters: dict[str, object], told: dict[str, object]) -> float | None:
-    """What a device answers to a message in which something was changed."""
+def error_of(folder: Path, hyperparameters: Mapping[str, object], told: Mapping[str, object]) -> float | None:
+    """What a device answers to a message in which something was changed, or left out where the value is None."""
     made = server(folder)
     progress, transport = made.progress(), made._transport
     assert isinstance(transport, GridTransport)
@@ -225,7 +254,11 @@ def error_of(folder: Path, hyperparameters: dict[str, object], told: dict[str, o
     message.metadata.__dict__["_message_id"] = "m"
     for name, changes in (("turn", told), ("hyperparameters", hyperparameters)):
         record: Any = message.content[name]
-        record.update(changes)
+        for key, value in changes.items():
+            if value is None:
+                del record[key]
+            else:
+                record[key] = value
     context = Context(
         run_id=1,
         node_id=1,
@@ -248,12 +281,26 @@ def error_of(folder: Path, hyperparameters: dict[str, object], told: dict[str, o
         ({}, {"improvement_unit": "much"}),
         ({}, {"round": 0}),
         ({}, {"plan": "fedit"}),
+        ({}, {"plan": '{"rule": "none", "personal": "local"}'}),
+        ({}, {"plan": '{"rule": "fedkseed", "rule_options": {"seeds": 100000}}'}),
+        ({}, {"exchange": 1}),
+        ({}, {"rank": 3}),
     ],
 )
 def test_a_server_that_asks_for_nonsense_gets_a_code(
     hyperparameters: dict[str, object], told: dict[str, object], folder: Path
 ) -> None:
     assert error_of(folder, hyperparameters, told) == float(ErrorCode.BAD_REQUEST)
+
+
+def test_a_server_that_asks_for_a_reply_out_of_proportion_gets_a_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = {"plan": '{"rule": "sketch", "rule_options": {"width": 100000}}'}
+    assert error_of(folder, {}, wide) is None, "it is no wider than the layers"
+    monkeypatch.setattr("client.bounds._LARGEST_REPLY", 1)
+    assert error_of(folder, {}, wide | {"run": 2}) == float(ErrorCode.BAD_REQUEST)
+    assert error_of(folder, {}, {"run": 2}) is None
 
 
 def test_a_server_that_asks_for_much_gets_an_answer(folder: Path) -> None:
@@ -284,6 +331,71 @@ def test_whatever_a_device_says_in_numbers_the_round_goes_on(
     grid = Lying(client_app.app, DEVICES, node_config={"fleet": str(folder / "fleet")})
     ((log, _),) = list(coordinator(config, GridTransport(grid, config), folder / "lying").rounds())
     assert (dict(log.refused), dict(log.failed), log.taken) == (refused, failed, DEVICES - 1)
+
+
+class Late(InProcessGrid):
+    """A grid on which the last device's answers are not there while it is late."""
+
+    is_late = True
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        late = {node_of(DEVICES - 1)} if self.is_late else set()
+        names = [name for name in message_ids if self._replies[name].metadata.src_node_id not in late]
+        return super().pull_messages(names)
+
+
+def test_a_round_that_has_enough_waits_for_nobody(folder: Path) -> None:
+    config = server(folder, rounds=1, cohort=3, over_selection=1.3, deadline_seconds=2.0).config
+    for hears_all in (False, True):
+        grid = Late(client_app.app, DEVICES, node_config={"fleet": str(folder / "fleet")})
+        made = coordinator(config, GridTransport(grid, config, hears_all=hears_all), folder / f"late-{hears_all}")
+        ((log, _),) = made.rounds()
+        assert (log.asked, log.taken, log.silent) == (4, 3, 0)
+        assert (log.seconds > 2.0) == hears_all
+
+
+def test_a_late_answer_is_none_to_a_later_question(folder: Path) -> None:
+    made = server(folder, cohort=3)
+    grid = Late(client_app.app, DEVICES, node_config={"fleet": str(folder / "fleet")})
+    transport, progress, heard = GridTransport(grid, made.config), made.progress(), []
+    for number in (1, 2):
+        told = made._asking.tell(progress.shared, number, 0, 2)
+        nodes = map(node_of, range(DEVICES))
+        requests = [made._asking.request(progress, progress.shared, told, node, Tally()) for node in nodes]
+        heard.append([answer.round for answer in transport.ask(requests, seconds=None)])
+        grid.is_late = False
+    assert heard == [[1, 1, 1], [2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize(("quiet", "again"), [(600.0, []), (0.0, [node_of(0)])])
+@pytest.mark.parametrize(
+    ("deadline", "hears_all", "seconds"),
+    [(None, False, 60.0), (5.0, False, 5.0), (3600.0, False, 60.0), (5.0, True, None)],
+)
+def test_who_is_silent_about_its_rank_is_waited_for_once_in_a_while(
+    deadline: float | None,
+    hears_all: bool,
+    seconds: float | None,
+    quiet: float,
+    again: list[int],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[list[int], float | None]] = []
+
+    class Silent(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+            sent = {message.metadata.dst_node_id: message for message in messages}
+            asked.append((list(sent), timeout))
+            return super().send_and_receive([message for node, message in sent.items() if node != node_of(0)])
+
+    monkeypatch.setattr("server.app._QUIET_SECONDS", quiet)
+    config = server(folder, plan={"rule": "flora"}, deadline_seconds=deadline).config
+    grid = Silent(client_app.app, DEVICES, node_config={"fleet": str(folder / "fleet")})
+    transport = GridTransport(grid, config, hears_all=hears_all)
+    nodes = [node_of(number) for number in range(DEVICES)]
+    assert list(transport.devices()) == list(transport.devices()) == nodes[1:]
+    assert asked == [(nodes, seconds), *([(again, seconds)] if again else [])]
 
 
 @pytest.mark.parametrize("rank", [float("nan"), float("inf"), 1.5, -1.0])

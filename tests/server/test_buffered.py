@@ -141,7 +141,7 @@ def test_plans_that_cannot_be_buffered_are_refused_with_the_reason(plan: dict[st
     ("settings", "words"),
     [
         ({"asynchronous": {"staleness": "polynomal"}}, "must be one of constant, hinge, polynomial"),
-        ({"asynchronous": {"staleness_options": {"slope": 2.0}}}, "cannot be made with slope"),
+        ({"asynchronous": {"staleness_options": {"slope": 2.0}}}, "polynomial: unknown key 'slope'"),
         ({"asynchronous": {"staleness_options": {"exponent": -1.0}}}, "exponent must be finite and >= 0"),
         ({"asynchronous": {"concurency": 2}}, "unknown key 'asynchronous.concurency'"),
         ({"asynchronous": {}, "over_selection": 1.5}, "raise concurrency"),
@@ -176,6 +176,7 @@ def test_what_is_too_old_is_refused(tmp_path: Path) -> None:
     refused = [dict(log.refused) for log in logs if log.refused]
     assert refused
     assert all(each == {0: "stale"} for each in refused)
+    assert len({log.uplink_bytes / (log.taken + len(log.refused)) for log in logs}) == 1, "it was sent all the same"
 
 
 def first(tensors: Tensors, make: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:

@@ -65,14 +65,16 @@ def contents(directory: Path) -> list[tuple[dict[str, Metric], dict[str, torch.T
     registry = Registry(directory / "registry")
     found = []
     for version in registry.versions():
-        metrics = {name: value for name, value in version.metrics.items() if name != "seconds"}
+        metrics = {name: value for name, value in version.metrics.items() if name not in ("run", "seconds")}
         found.append((metrics, load_file(version.path / SHARED / "adapter_model.safetensors")))
     assert registry.current == registry.versions()[-1].number
     return found
 
 
 def check(directory: Path, expected: Path, progress: Progress) -> None:
-    assert_same(serve(directory), progress)
+    found = serve(directory)
+    assert_same(found, progress)
+    assert {each.metrics["run"] for each in Registry(directory / "registry").versions()} == {found.run}
     for (metrics, tensors), (wanted, same) in zip(contents(directory), contents(expected), strict=True):
         assert metrics == wanted
         assert all(torch.equal(tensor, same[key]) for key, tensor in tensors.items())

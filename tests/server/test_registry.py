@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,26 @@ def test_a_round_is_kept_once(tmp_path: Path) -> None:
     assert (registry.versions()[-1].path / SHARED / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_a_round_of_another_run_is_kept_beside(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for run in (7, 8, 8):
+        number = registry.save(made(run), scale=1.0, metrics={"run": run, "round": 1})
+    assert (number, [each.metrics["run"] for each in registry.versions()]) == (2, [7, 8])
+    assert registry.current == 2
+
+
+def test_who_looks_waits_for_who_writes(tmp_path: Path) -> None:
+    """A version that is deleted meanwhile would be one that cannot be read."""
+    registry = filled(tmp_path, 2)
+    with ThreadPoolExecutor() as pool:
+        with registry._lock() as store:
+            looking = pool.submit(registry.versions)
+            with pytest.raises(TimeoutError):
+                looking.result(timeout=0.1)
+            store.prune(keep=1)
+        assert [each.number for each in looking.result()] == [2]
+
+
 def test_two_registries_on_one_folder_see_each_other(tmp_path: Path) -> None:
     """A server saves while an operator, elsewhere, rolls back."""
     server, operator = filled(tmp_path, 2), Registry(tmp_path)
@@ -166,7 +187,7 @@ def test_a_server_keeps_a_version_of_each_round(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     versions = registry.versions()
     assert [each.metrics["round"] for each in versions] == [2, 3, 4]
-    assert versions[-1].metrics == dict(progress.metrics)
+    assert versions[-1].metrics == {"run": progress.run, **progress.metrics}
     assert {
         "taken",
         "refused",

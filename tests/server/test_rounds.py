@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from client.dialogue import derive_seed
-from florilegium.errors import ConfigError, StorageError
+from florilegium.errors import BusyError, ConfigError, StorageError
 from florilegium.tensors import Tensors
 from privacy.egress import ErrorCode
 from server.config import CoordinationConfig
@@ -87,6 +88,8 @@ def first(tensors: Tensors, make: Callable[[torch.Tensor], torch.Tensor]) -> Ten
         (lambda t: t | {"more": torch.zeros(1)}, "unknown-key"),
         (lambda t: first(t, lambda x: torch.zeros(1_000, 1_000)), "too-large"),
         (lambda t: {}, "missing-key"),
+        (lambda t: first(t, lambda x: torch.full_like(x, 2.0**31)), "huge"),
+        (lambda t: first(t, lambda x: torch.full_like(x, 3e38)), "huge"),
     ],
 )
 def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(
@@ -212,13 +215,42 @@ def test_another_run_in_the_same_place_is_refused(tmp_path: Path) -> None:
     assert [log.round for log in play(longer)[0]] == [5, 6], "a run can be made longer"
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    made, _ = coordinator(tmp_path)
-    play(made)
+def test_a_damaged_checkpoint_is_named_and_another_run_can_be_begun(tmp_path: Path) -> None:
+    made, toy = coordinator(tmp_path, rounds=1)
+    first = play(made)[1].run
     file = tmp_path / "coordination.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(StorageError, match="cannot be read: SafetensorError; delete it to start the run anew"):
         made.progress()
+    file.unlink()
+    second = play(made)[1].run
+    assert first != second, "devices are past the first one's rounds, and refuse them"
+    assert [request.run for request in toy.requests] == 3 * [first] + 3 * [second]
+
+
+def test_a_run_has_its_number_before_a_device_can_know_it(tmp_path: Path) -> None:
+    class GoneError(Exception):
+        """The server is."""
+
+    def spoil(request: Request, answer: Answer) -> Answer:
+        raise GoneError
+
+    made, toy = coordinator(tmp_path, spoil=spoil)
+    with pytest.raises(GoneError):
+        play(made)
+    assert [request.run for request in toy.requests] == [coordinator(tmp_path)[0].progress().run]
+
+
+def test_two_servers_cannot_be_at_work_in_one_directory(tmp_path: Path) -> None:
+    (one, _), (other, _) = coordinator(tmp_path), coordinator(tmp_path)
+    rounds = one.rounds()
+    next(rounds)
+    with pytest.raises(BusyError, match=f"{tmp_path} is in use by another server; stop that one"):
+        next(other.rounds())
+    assert one.progress().round == 1
+    rounds.close()
+    assert [log.round for log in play(other)[0]] == [2, 3, 4]
+    assert [log.round for log in play(coordinator(tmp_path, rounds=5)[0])[0]] == [5]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +259,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         ({"plan": {"rule": "fedti"}}, "must be one of"),
         ({"minimum_replies": 5}, "more than the cohort of 3"),
         ({"cohrot": 3}, "did you mean 'cohort'"),
+        ({"learning_rate": math.inf}, "learning_rate = inf is refused"),
+        ({"over_selection": math.inf}, "over_selection = inf is refused"),
+        ({"seed": 2**63}, "seed = 9223372036854775808 is refused"),
+        ({"seed": -1}, "seed = -1 is refused"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words: str) -> None:
@@ -242,10 +278,20 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words:
         ({"rule": "fedit", "codec": "int8", "secure_aggregation": True}, "cannot be summed before they are decoded"),
         ({"rule": "fedex", "robust": "median"}, "merges whole adapters"),
         ({"rule": "trust", "codec": "int8"}, "sends whole adapters"),
+        ({"rule": "flora", "personal": "finetune"}, "would count twice"),
         ({"rule": "hetlora", "optimizer": "adam"}, "no mean update"),
         ({"rule": "none"}, "needs a shared adapter"),
+        ({"rule": "none", "personal": "local"}, "local shares nothing that a server could coordinate"),
+        (
+            {"robust": "multi_krum", "robust_options": {"byzantine": 3}},
+            "multi_krum needs 9 replies, more than the cohort of 3",
+        ),
+        ({"secure_aggregation": True}, "not available yet: every update reaches the server in the clear"),
         ({"rule": "fedit", "personal": "local"}, "leaves no local steps"),
-        ({"rule": "sketch", "rule_options": {"wdith": 3}}, "cannot be made with"),
+        ({"rule": "sketch", "rule_options": {"wdith": 3}}, "sketch: unknown key 'wdith'; did you mean 'width'"),
+        ({"rule": "sketch", "rule_options": {"width": 3.5}}, "sketch: width = 3.5 is refused: .* valid integer"),
+        ({"robust": "multi_krum", "robust_options": {"byzantine": "two"}}, "byzantine = 'two' is refused"),
+        ({"personal": "dual", "personal_options": {"shaer": 0.2}}, "dual: unknown key 'shaer'"),
         (
             {"rule": "fedit", "weighting": "rows", "privacy": {"clip_norm": 1, "noise_multiplier": 1, "max_rounds": 2}},
             "weights by rows",
@@ -279,20 +325,37 @@ def test_three_of_ten_drop_out_and_one_is_late_and_all_rounds_end(tmp_path: Path
     made._transport = Late(toy.plan, toy.ranks, spoil)
     logs, progress = play(made)
     assert [log.round for log in logs] == list(range(1, 31))
-    assert all(log.taken >= 2 and log.taken + log.silent + len(log.failed) == log.asked for log in logs)
+    assert all(log.taken >= 2 for log in logs)
+    waited = [log for log in logs if log.taken < 10]  # else the round has enough, and nobody is silent
+    assert all(log.taken + log.silent + len(log.failed) == log.asked for log in waited)
+    assert not any(log.silent for log in logs if log not in waited)
     assert sum(log.silent for log in logs) > 30
     assert all(bool(tensor.isfinite().all()) for tensor in progress.shared.state.values())
 
 
-def test_what_overflows_on_the_server_is_not_merged(tmp_path: Path) -> None:
-    """Finite replies whose products are not: the round is tried with others, and the state stays whole."""
+def huge(request: Request, answer: Answer) -> Answer:
+    if request.device != 0:
+        return answer
+    return replace(answer, tensors={key: torch.full_like(tensor, 1e30) for key, tensor in answer.tensors.items()})
 
-    def spoil(request: Request, answer: Answer) -> Answer:
-        if request.device != 0:
-            return answer
-        return replace(answer, tensors={key: torch.full_like(tensor, 1e30) for key, tensor in answer.tensors.items()})
 
-    made, _ = coordinator(tmp_path, spoil=spoil, plan={"rule": "fedex"}, ranks=dict.fromkeys(range(6), 3))
+@pytest.mark.parametrize(
+    "plan",
+    [*({"rule": rule} for rule in RULES), {"optimizer": "adam"}, {"optimizer": "yogi"}, {"robust": "median"}],
+    ids=str,
+)
+def test_what_would_overflow_on_the_server_is_refused_by_name(plan: dict[str, object], tmp_path: Path) -> None:
+    """Everybody is asked in every round: without a name to leave out, none would come about."""
+    made, _ = coordinator(tmp_path, spoil=huge, plan=plan, cohort=4, ranks=dict.fromkeys(range(4), 3))
+    logs, progress = play(made)
+    assert [dict(log.refused) for log in logs] == [{0: "huge"}] * 4
+    assert 0 not in progress.participations
+
+
+def test_what_overflows_on_the_server_is_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should numbers ever overflow in the merge, the round is tried with others, and the state stays whole."""
+    monkeypatch.setattr("strategies.gathering._LARGEST_NORM", math.inf)
+    made, _ = coordinator(tmp_path, spoil=huge, plan={"rule": "fedex"}, ranks=dict.fromkeys(range(6), 3))
     logs, progress = play(made)
     assert len(logs) == 4
     assert 0 not in progress.participations
@@ -311,6 +374,14 @@ def test_an_int8_payload_that_overflows_is_refused(tmp_path: Path) -> None:
     )
     (log,), _ = play(made)
     assert log.refused == {0: "not-finite"}
+
+
+def test_what_rested_in_a_round_still_has_a_last_change(tmp_path: Path) -> None:
+    """RoLoRA trains A and B in turn: a mask of what changed most must know of both."""
+    made, _ = coordinator(tmp_path, plan={"rule": "rolora", "codec": "topk"})
+    changes = [{key: bool(each.any()) for key, each in progress.shared.change.items()} for _, progress in made.rounds()]
+    assert not all(changes[0].values())
+    assert all(all(each.values()) for each in changes[1:])
 
 
 @pytest.mark.parametrize("metrics", [{"x": 1.0}, {"improvement": 0.5}, {"rows": 3.0}])

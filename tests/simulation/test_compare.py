@@ -11,13 +11,17 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client.adapters import AdaptedModel
 from client.dialogue import Example, derive_id
+from client.finetuning import FineTuneConfig
+from client.learning import Adapter, Trial, judge, train
 from florilegium.errors import ConfigError, InputError, ModelError
 from simulation.arms import ARMS, Arm
 from simulation.compare import CompareConfig, Progress, deal_users, run_compare, run_name, users_of_part
@@ -121,6 +125,35 @@ def test_the_upper_bound_trains_on_the_stream(finished: Finished) -> None:
         held_out = record.decisions.get("heldout/keep/held-out", 0)
         assert record.rows == record.original_rows == turns - held_out
         assert held_out > 0
+
+
+def test_the_upper_bound_trains_on_no_question_of_the_gate_in_whatever_spelling(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeat all questions, so that of those held out one is judged and the others find no room."""
+    trained: set[str] = set()
+    judged: set[str] = set()
+
+    def keep_rows(model: AdaptedModel, rows: Sequence[Example], config: FineTuneConfig) -> Adapter:
+        trained.update(row.question.lower() for row in rows)
+        return train(model, rows, config)
+
+    def keep_asked(*given: Any, **named: Any) -> Trial:
+        judged.update(row.question.lower() for row in given[4])
+        return judge(*given, **named)
+
+    monkeypatch.setattr("simulation.play.train", keep_rows)
+    monkeypatch.setattr("simulation.play.judge", keep_asked)
+    user = make_user("ada", turns=24)
+    stream = [
+        replace(turn, question=turn.question.upper() if number >= 12 else turn.question)
+        for number, turn in enumerate(user.stream)
+    ]
+    config = make_config(tiny_model_folder, arms=("full-stream",), rounds=1, holdout_bins=1)
+    run_compare({0: [replace(user, stream=tuple(stream))]}, config, tmp_path)
+    assert len(judged) == 1
+    assert trained
+    assert not judged & trained
 
 
 def test_the_base_model_s_arm_never_changes(finished: Finished) -> None:
@@ -280,7 +313,7 @@ def test_the_config_tells_how_to_repeat_a_run(tiny_model_folder: Path, tmp_path:
         key: value for key, value in (told.identity | told.request).items() if key in CompareConfig.model_fields
     }
     assert CompareConfig.parse({**settings, "workers": 1}) == config
-    assert {"weights", "code", "torch", "transformers", "peft"} <= told.identity.keys()
+    assert {"weights", "code", "python", "torch", "transformers", "peft", "numpy", "flwr"} <= told.identity.keys()
     assert str(tmp_path) not in json.dumps(told.identity)
 
 

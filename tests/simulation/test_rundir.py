@@ -78,6 +78,15 @@ def test_other_data_of_the_same_user_are_refused(tmp_path: Path) -> None:
     assert _config(tmp_path) == CONFIG
 
 
+def test_a_seed_keeps_its_fleet_and_other_seeds_are_added(tmp_path: Path) -> None:
+    _open(tmp_path, fleets={0: "three"}).close()
+    _open(tmp_path, fleets={1: "nine"}).close()
+    assert _config(tmp_path).fleets == {0: "three", 1: "nine"}
+    with pytest.raises(ConfigError, match=r"other users in the fleet of seed 1, .*name another directory"):
+        _open(tmp_path, fleets={0: "three", 1: "three"})
+    assert _config(tmp_path).fleets == {0: "three", 1: "nine"}
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", b'{"bins": 8}'])
 def test_a_line_that_is_no_record_is_left_as_it_is(
     tmp_path: Path, pieces: list[list[RoundRecord]], damage: bytes

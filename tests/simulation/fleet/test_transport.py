@@ -323,7 +323,7 @@ def test_all_rounds_come_about_with_dropouts_and_stragglers(tmp_path: Path) -> N
     assert all(log.taken in (3, 4) and not log.refused and not log.failed for log in logs)
     records = list(read_journal(tmp_path / "fleet.jsonl"))
     lost = sum(record.asked - record.heard for record in records)
-    assert lost == sum(log.silent for log in logs) > 20
+    assert lost > max(20, sum(log.silent for log in logs)), "who was late when a round had enough was not silent"
     assert sorted({record.round for record in records}) == list(range(1, 21))
     assert [record.started_at for record in records] == sorted(record.started_at for record in records)
     assert fleet.now == records[-1].ended_at > 20 * 107
@@ -409,6 +409,14 @@ def test_another_fleet_cannot_go_on(tmp_path: Path) -> None:
         served(tmp_path, Runtime(40), config=LIVELY.model_copy(update={"seed": 4}))
 
 
+def test_a_fleet_of_other_recorded_windows_cannot_go_on(tmp_path: Path) -> None:
+    fleet, _ = boards(tmp_path, {0: 10}, windows="a,0,100\n")
+    list(fleet.ask(requests([0]), seconds=None))
+    boards(tmp_path, {0: 10}, windows="a,0,100\n")
+    with pytest.raises(ConfigError, match="a fleet with other settings"):
+        boards(tmp_path, {0: 10}, windows="a,50,60\n")
+
+
 def test_the_real_apps_run_on_a_fleet_of_mixed_ranks(tmp_path: Path, tiny_model_folder: Path) -> None:
     config = FleetConfig(devices=8, mix={"phone": 1.0, "pi5": 1.0}, availability=False, faults=LIVELY.faults, seed=2)
     shape = AdapterConfig(rank=6, alpha=12.0, top_layers=1, dropout=0.0)
@@ -441,7 +449,6 @@ def test_the_real_apps_run_on_a_fleet_of_mixed_ranks(tmp_path: Path, tiny_model_
         rank_limit=6,
     )
     made = Coordinator(coordination, shared, rank=6, scale=2.0, transport=fleet, directory=tmp_path / "server")
-    inner.run = made.run
     try:
         logs, _ = play(made)
     finally:
@@ -570,6 +577,24 @@ def test_buffered_rounds_go_on_after_a_stop(tmp_path: Path) -> None:
     assert sorted({record.round for record in records}) == list(range(1, 9))
     ends = [record.ended_at for record in records]
     assert ends == sorted(ends)
+
+
+@pytest.mark.parametrize("cap", [None, 1])
+def test_buffered_rounds_of_one_reply_go_on_after_a_stop(cap: int | None, tmp_path: Path) -> None:
+    """A round may end without any work given out in it: after the one before, or because nobody may be asked again."""
+    config, runtime = FleetConfig(devices=6, mix=BOARDS), Runtime(6)
+    changes = BUFFERED | {"cohort": 1, "participation_cap": cap, "rounds": 6}
+    now = 0.0
+    for stop in (3, 5):
+        made, fleet = served(tmp_path, runtime, changes, config=config)
+        assert fleet.now >= now
+        for log, _ in made.rounds():
+            if log.round == stop:
+                break
+        now = fleet.now
+    made, fleet = served(tmp_path, runtime, changes, config=config)
+    assert fleet.now >= now > 0
+    assert play(made)[1].round == 6
 
 
 def test_of_ten_thousand_devices_those_asked_alone_are_played(tmp_path: Path) -> None:

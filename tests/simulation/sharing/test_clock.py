@@ -48,6 +48,18 @@ def test_rounds_take_time_and_energy_and_devices_are_prepared_when_asked(
     assert 3 < rounds[-1] <= DEVICES
 
 
+def test_replies_that_nobody_waits_for_were_sent_all_the_same(
+    users: dict[int, list[UserData]], tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    config = make_config(
+        tiny_model_folder, arms=("fedit",), unseen=0, rounds=2, cohort=2, over_selection=2.0, measured=1,
+        fleet={"devices": DEVICES, "availability": False},
+    )  # fmt: skip
+    budget = run_sharing(users, config, tmp_path).arms["fedit"].budget
+    # Four devices of eight are asked in a round, and two are heard; each sends as much as it was sent.
+    assert budget.uplink_bytes == budget.downlink_bytes > 0
+
+
 class StoppedError(Exception):
     """Ctrl-C, as far as a run can tell."""
 

@@ -6,6 +6,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ SHAPES = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1
 SEEDS = st.integers(0, 2**31)
 
 Shapes = Sequence[tuple[int, ...]]
+Rounding = Literal["nearest", "stochastic"]
 
 
 def draw(seed: int, shapes: Mapping[str, tuple[int, ...]] | None = None, size: float = 1e-2) -> Tensors:
@@ -259,8 +261,8 @@ def test_a_matrix_is_what_a_linear_codec_is(linear: Codec) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(["nearest", "stochastic"]), SHAPES, SEEDS, st.floats(1e-40, 1e30))
-def test_int8_is_a_step_off_at_most(rounding: str, shapes: Shapes, seed: int, size: float) -> None:
-    codec, update = CODECS["int8"](rounding=rounding), draw(seed, named(shapes), size=size)
+def test_int8_is_a_step_off_at_most(rounding: Rounding, shapes: Shapes, seed: int, size: float) -> None:
+    codec, update = Int8(rounding=rounding), draw(seed, named(shapes), size=size)
     payload = codec.encode(update, agreement={}, generator=randomness(seed))
     decoded = codec.decode(payload, agreement={}, shapes=shapes_of(update))
     for key, tensor in update.items():
@@ -289,11 +291,11 @@ def test_int8_of_zeros_is_zeros() -> None:
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_int8_does_not_wrap_around_where_a_step_is_rounded_down(rounding: str) -> None:
+def test_int8_does_not_wrap_around_where_a_step_is_rounded_down(rounding: Rounding) -> None:
     """190 / 127 of the smallest float is rounded to one of it, and the largest value is then 190 steps."""
     smallest = 2.0**-149
     update = {"w": torch.tensor([190 * smallest, -190 * smallest])}
-    payload = CODECS["int8"](rounding=rounding).encode(update, agreement={}, generator=randomness())
+    payload = Int8(rounding=rounding).encode(update, agreement={}, generator=randomness())
     assert payload["w"].tolist() == [127, -127]
     assert float(payload["w/step"]) == smallest
 

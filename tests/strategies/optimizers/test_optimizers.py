@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from florilegium.errors import ConfigError, InputError
+from florilegium.settings import build
 from florilegium.tensors import Tensors, add, scale, zeros_like
 from strategies import optimizers
 from strategies.optimizers import SERVER_OPTIMIZERS, Moments, ServerOptimizer, step_part
@@ -117,8 +118,8 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(optimizer: ServerOpti
 @pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
 def test_changes_are_proportional_to_the_learning_rate(name: str) -> None:
     updates = [draw(seed) for seed in range(4)]
-    _, whole = run(SERVER_OPTIMIZERS[name](learning_rate=0.5), updates)
-    _, half = run(SERVER_OPTIMIZERS[name](learning_rate=0.25), updates)
+    _, whole = run(build(SERVER_OPTIMIZERS[name], {"learning_rate": 0.5}, source=name), updates)
+    _, half = run(build(SERVER_OPTIMIZERS[name], {"learning_rate": 0.25}, source=name), updates)
     assert_same(scale(half[-1], 2.0), whole[-1])
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from florilegium.errors import ConfigError
+from florilegium.errors import ConfigError, InputError
 from florilegium.tensors import Tensors, add
 from privacy.device_level import DeviceLevel
 from privacy.noise import SeededSource
@@ -148,6 +148,12 @@ def test_a_device_that_took_no_step_sends_zeros() -> None:
     assert torch.equal(sent[SCALARS], torch.zeros(7))
 
 
+@pytest.mark.parametrize("count", [3, 20_000])
+def test_another_number_of_scalars_than_of_seeds_is_refused(count: int) -> None:
+    with pytest.raises(InputError, match=f"{count} scalars came for 4 seeds"):
+        FedKSeed(seeds=4).load({SCALARS: torch.ones(count)}, {}, turn(1))
+
+
 def test_directions_are_unit_normal_and_do_not_resemble_each_other() -> None:
     directions = Directions(seed=SEED, scalars=torch.zeros(2000), epsilon=0.01)
     like = adapter(RANK)
@@ -181,7 +187,12 @@ def test_all_begin_at_the_base_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"seeds": 0}, "seeds must be >= 1, got 0"), ({"epsilon": 0.0}, "epsilon must be finite")]
+    ("options", "words"),
+    [
+        ({"seeds": 0}, "seeds must be >= 1 and <= 65536, got 0"),
+        ({"seeds": 65537}, "got 65537"),
+        ({"epsilon": 0.0}, "epsilon must be finite"),
+    ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -170,6 +170,11 @@ def test_a_narrow_sketch_is_near_and_a_wide_one_exact() -> None:
     assert errors[2] < 1e-4
 
 
+def test_a_sketch_is_never_larger_than_what_it_sketches() -> None:
+    sent = Sketch(width=10**6).up(adapter(3), adapter(3), {}, Turn(round=1, rank=3, scale=2.0))
+    assert {layer: tuple(tensor.shape) for layer, tensor in sent.items()} == {"low": (7, 5), "high": (4, 4)}
+
+
 def test_a_sketch_takes_nothing_away_from_what_narrow_devices_do_not_hold() -> None:
     """A device of rank 1 that learns nothing leaves the state of rank 3 as it is, though it holds a third of it."""
     rule = Sketch()
