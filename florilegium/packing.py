@@ -38,21 +38,20 @@ def _join(tensors: Tensors) -> tuple[Contents, Tensor]:
     return {key: list(tensor.shape) for key, tensor in tensors.items()}, values
 
 
-def accumulate(total: Packed | None, tensors: Mapping[str, Tensor], *, factor: float = 1.0) -> Packed:
-    """Return total + factor · tensors, in the total's own memory.
+def accumulate(total: Packed | None, packed: Packed, *, factor: float = 1.0) -> Packed:
+    """Return total + factor · packed, in the total's own memory.
 
     The sum is float64: the order in which tensors come is lost in the last rounding to float32, and no other's rounding
     moves it by more than the tensors themselves do.
 
     Args:
         total: as this returned it; None before the first.
-        tensors: floats, packed alike each time.
-        factor: of this one.
+        packed: floats, packed alike each time.
+        factor: of these.
 
     Raises:
         InputError: keys, shapes or their order differ from the total's.
     """
-    packed = pack(tensors)
     if total is None:
         total = [(contents, torch.zeros_like(values, dtype=torch.float64)) for contents, values in packed]
     elif [contents for contents, _ in packed] != [contents for contents, _ in total]:

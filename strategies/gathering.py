@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from florilegium.errors import InputError
-from florilegium.packing import Packed, accumulate, unpack
+from florilegium.packing import Packed, accumulate, pack, unpack
 from florilegium.tensors import Tensors, is_finite, scale, subtract
 from privacy.device_level import bound, noise_sum
 from privacy.egress import Declared, Refusal, RefusedError, check_in
@@ -100,10 +100,9 @@ def _blank(tensors: Mapping[str, Tensor]) -> Tensors:
     return {key: tensor.new_zeros(()).expand(tensor.shape) for key, tensor in tensors.items()}
 
 
-def _norm(tensors: Mapping[str, Tensor]) -> float:
+def _norm(packed: Packed) -> float:
     """Return the Euclidean norm of all tensors as one vector; infinity where float32 does not hold it."""
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors.values()]
-    return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0
+    return math.hypot(*(float(torch.linalg.vector_norm(values, dtype=torch.float32)) for _, values in packed))
 
 
 class Gathering:
@@ -157,12 +156,13 @@ class Gathering:
         )
         if self._looks_at_each or not self._sums_payloads:
             tensors = self._decode(tensors, told)
-        if not _norm(tensors) <= _LARGEST_NORM:
+        packed = pack(tensors)
+        if not _norm(packed) <= _LARGEST_NORM:
             raise RefusedError(Refusal.HUGE, f"device {reply.device} sent huge numbers", "leave it out")
         if self._looks_at_each:
             self._replies.append(Reply(device=reply.device, weight=reply.weight, scale=reply.scale, tensors=tensors))
         else:
-            self._add(tensors, reply.weight)
+            self._add(packed, reply.weight)
         self.count += 1
 
     def close(self) -> Shared:
@@ -193,11 +193,11 @@ class Gathering:
             raise RefusedError(Refusal.NOT_FINITE, "a payload is not finite once it is decoded", "leave it out")
         return decoded
 
-    def _add(self, tensors: Tensors, weight: float) -> None:
+    def _add(self, packed: Packed, weight: float) -> None:
         privacy = self._plan.privacy
         if privacy is not None and privacy.placement == "central":
-            tensors, weight = bound(tensors, privacy), 1.0
-        self._total = accumulate(self._total, tensors, factor=weight)
+            packed, weight = pack(bound(unpack(packed), privacy)), 1.0
+        self._total = accumulate(self._total, packed, factor=weight)
         self._weight += weight
 
     def _mean(self) -> Tensors:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from florilegium.errors import ConfigError
-from florilegium.packing import accumulate, unpack
+from florilegium.packing import accumulate, pack, unpack
 from florilegium.tensors import Tensors, joint_norm, mean, subtract
 from privacy.accounting import gaussian_epsilon
 from privacy.device_level import DeviceLevel, bound, epsilon, noise_sum, promise, release_local
@@ -47,7 +47,7 @@ def sum_bounded(updates: Sequence[Tensors], config: DeviceLevel) -> Tensors:
     """What a server sums before it adds noise."""
     total = None
     for update in updates:
-        total = accumulate(total, bound(update, config))
+        total = accumulate(total, pack(bound(update, config)))
     return unpack(total or [])
 
 
